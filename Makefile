@@ -1,0 +1,54 @@
+# Settings are given in capitals, as in `make report DATA=kaggle SPLIT=official`; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help report test lab render benchmark clean
+
+# Each variable of the command line that is not an option of make's own becomes a setting, so that a misspelt one is
+# refused by name. Paths may hold spaces.
+OPTIONS := PYTHON ORIGINALS
+GIVEN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
+$(foreach v,$(GIVEN),$(eval export XRAY_$v := $$($v)))
+
+help:  ## this text
+	@echo "Usage: make TARGET [SETTING=VALUE ...]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
+	@echo "Settings, with their defaults:"
+	@sed -n 's/^    \([a-z_]*\): .* = _setting(\([^,]*\), "\([^"]*\)".*/\1|\2|\3/p' xray_helpers/settings.py | \
+	  awk -F'|' '{printf "  %-14s %-12s %s\n", toupper($$1), $$2, $$3}'
+
+report: $(VENV)/installed  ## run the notebooks in order into reports/ (DATA=sample, kaggle, or a folder or zip)
+	@$(BIN)/python tools/run_notebooks.py report
+
+test: $(VENV)/installed-dev  ## lint, type-check, and run all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lab: $(VENV)/installed  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+render: $(VENV)/installed  ## refresh the outputs committed in notebooks/, on the synthetic sample
+	@$(BIN)/python tools/run_notebooks.py render
+
+benchmark: $(VENV)/installed  ## measure this machine (ORIGINALS=zip of original-size images, to measure on them too)
+	@$(BIN)/python benchmarks/spine.py $(if $(ORIGINALS),"$(ORIGINALS)")
+
+clean:  ## remove the environment, the reports and everything made from data; keeps data/raw and models
+	rm -rf $(VENV) data/processed reports/*.html *.egg-info .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing requirements.txt into $(VENV) (several GB with CUDA; a few minutes) ..."
+	@start=$$(date +%s); $(BIN)/pip install --quiet --disable-pip-version-check -e . && \
+	  echo "Installed in $$(( $$(date +%s) - start )) s." && touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing the tools for tests ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' && touch $@
