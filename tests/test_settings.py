@@ -1,0 +1,199 @@
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xray_helpers.settings import FRACTIONS, Settings, project_root, seed_everything
+
+
+def test_defaults_run_the_sample_split_by_patient():
+    settings = Settings.from_env()
+    assert (settings.data, settings.split, settings.fractions) == ("sample", "pooled", (0.7, 0.15, 0.15))
+    assert settings.image_size < Settings(data="kaggle").image_size
+
+
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Settings().data = "kaggle"
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "right"),
+    [
+        ("data", "kagle", "sample, kaggle, or a folder or zip that exists"),
+        ("split", "random", "pooled, official, blocked"),
+        ("fractions", (0.5, 0.5), "70/15/15"),
+        ("fractions", (1.0, 0.0, 0.0), "70/15/15"),
+        ("split_seed", -1, "0 or more"),
+        ("task", "flu", "pneumonia, cause, folders"),
+        ("arch", "vgg16", "resnet18"),
+        ("weights", "missing.pth", "imagenet, none, or a file that exists"),
+        ("image_size", 8, "32 or more"),
+        ("resize", "stretch", "squash, pad, crop"),
+        ("augment", "wild", "none, light, strong"),
+        ("batch_size", -3, "1 or more"),
+        ("epochs", -1, "1 or more"),
+        ("learning_rate", float("nan"), "or more"),
+        ("seed", -1, "0 or more"),
+        ("device", "tpu", "auto, cuda, mps, cpu"),
+        ("precision", "int8", "auto, float32, bf16, fp16"),
+        ("workers", -1, "0 or more"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_right_ones(field, wrong, right):
+    with pytest.raises(ValueError, match=field) as caught:
+        Settings(**{field: wrong})
+    assert right in str(caught.value)
+    assert f"XRAY_{field.upper()}" in str(caught.value)
+
+
+def test_every_field_is_checked_above():
+    assert {field.name for field in fields(Settings)} == {
+        mark.args[1][index][0]
+        for mark in test_a_wrong_value_is_refused_with_the_right_ones.pytestmark
+        for index in range(len(mark.args[1]))
+    }
+
+
+def test_the_environment_wins_over_the_notebook(monkeypatch):
+    monkeypatch.setenv("XRAY_SPLIT", "blocked")
+    monkeypatch.setenv("XRAY_FRACTIONS", "60/20/20")
+    monkeypatch.setenv("XRAY_LEARNING_RATE", "0.01")
+    monkeypatch.setenv("XRAY_EPOCHS", "7")
+    settings = Settings.from_env(split="official", epochs=2)
+    assert (settings.split, settings.fractions, settings.epochs) == ("blocked", (0.6, 0.2, 0.2), 7)
+    assert settings.learning_rate == 0.01
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("XRAY_SPLIT", "")
+    assert Settings.from_env(split="blocked").split == "blocked"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("XRAY_EPOCHS", "many", "a whole number"),
+        ("XRAY_LEARNING_RATE", "fast", "a number"),
+        ("XRAY_FRACTIONS", "most/some/few", "numbers as 70/15/15"),
+        ("XRAY_SPILT", "blocked", "XRAY_SPILT names no setting; there are XRAY_DATA"),
+    ],
+)
+def test_wrong_text_in_the_environment_is_named(monkeypatch, name, text, message):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ValueError, match=message):
+        Settings.from_env()
+
+
+def test_flags_win_over_the_environment(monkeypatch, capsys):
+    monkeypatch.setenv("XRAY_SPLIT", "official")
+    monkeypatch.setenv("XRAY_SEED", "5")
+    settings = Settings.from_args(["--split", "blocked", "--split-seed", "4"])
+    assert (settings.split, settings.split_seed, settings.seed) == ("blocked", 4, 5)
+    with pytest.raises(SystemExit):
+        Settings.from_args(["--split", "random"])
+    assert "expected one of pooled, official, blocked" in capsys.readouterr().err
+
+
+def test_every_field_has_a_flag_and_a_help_line(capsys):
+    with pytest.raises(SystemExit):
+        Settings.from_args(["--help"])
+    text = capsys.readouterr().out
+    for field in fields(Settings):
+        assert f"--{field.name.replace('_', '-')} VALUE" in text
+        assert field.metadata["meaning"].split()[0] in text
+
+
+def test_a_path_is_found_from_the_working_directory_and_from_home(tmp_path, home, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "My X-rays.zip").touch()
+    here = Settings(data="My X-rays.zip")
+    assert here.source() == Path("My X-rays.zip")
+    assert here.data_name == "My-X-rays"
+    assert here.raw_folder == home / "data" / "raw" / "My-X-rays"
+    (home / "other").mkdir()
+    assert Settings(data="other").source() == home / "other"
+
+
+@pytest.mark.parametrize("name", ["sample.zip", "kaggle.zip"])
+def test_a_zip_cannot_take_a_built_in_name(tmp_path, name):
+    (tmp_path / name).touch()
+    assert Settings(data=str(tmp_path / name)).data_name == f"my-{name[:-4]}"
+
+
+def test_no_path_of_the_machine_is_shown(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    settings = Settings(data=str(tmp_path), weights=str(tmp_path / "weights.pth"))
+    assert str(tmp_path.parent) not in str(settings)
+    assert str(tmp_path.parent) not in settings.run_name
+
+
+def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters(tmp_path):
+    plain = Settings(device="cpu", precision="float32")
+    name = plain.run_name
+    assert name.startswith("sample-pooled-pneumonia-resnet18-imagenet-")
+    assert len(name.rsplit("-", 1)[1]) == 8
+    assert replace(plain, workers=4).run_name == name
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"one")
+    others = {
+        "data": "kaggle", "split": "blocked", "fractions": (0.6, 0.2, 0.2), "split_seed": 1, "task": "cause",
+        "arch": "resnet34", "weights": str(file), "image_size": 64, "resize": "pad", "augment": "none",
+        "batch_size": 8, "epochs": 9, "learning_rate": 0.1, "seed": 1, "precision": "bf16",
+    }  # fmt: skip
+    assert set(others) == {field.name for field in fields(Settings)} - {"workers", "device"}
+    names = {replace(plain, **{field: value}).run_name for field, value in others.items()}
+    assert len(names | {name}) == len(others) + 1
+    with_one = replace(plain, weights=str(file)).run_name
+    file.write_bytes(b"two")
+    assert replace(plain, weights=str(file)).run_name != with_one
+
+
+def test_auto_and_the_device_it_chooses_are_one_run():
+    auto = Settings()
+    from xray_helpers.device import choose_device, choose_precision
+
+    device = choose_device().value
+    assert replace(auto, device=device, precision=choose_precision("auto", device).value).run_name == auto.run_name
+
+
+def test_the_run_name_is_the_same_in_another_process():
+    code = "from xray_helpers.settings import Settings; print(Settings(device='cpu', precision='float32').run_name)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert run.stdout.strip() == Settings(device="cpu", precision="float32").run_name
+
+
+def test_seeding_repeats_python_numpy_and_torch():
+    def draws():
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    seed_everything(4)
+    first = draws()
+    seed_everything(4)
+    assert draws() == first
+    seed_everything(5)
+    assert draws() != first
+
+
+def test_home_defaults_to_the_project(monkeypatch):
+    monkeypatch.delenv("XRAY_HOME")
+    assert Settings().home == project_root()
+    assert (project_root() / "pyproject.toml").is_file()
+
+
+def test_every_strategy_has_default_shares_that_add_up():
+    for strategy, shares in FRACTIONS.items():
+        assert sum(shares) == pytest.approx(1)
+        assert Settings(split=strategy).fractions == shares
+
+
+def test_settings_can_be_written_as_json():
+    settings = Settings()
+    assert json.loads(json.dumps({field.name: getattr(settings, field.name) for field in fields(settings)}))

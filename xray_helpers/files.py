@@ -1,0 +1,65 @@
+"""What counts as an image file; and writing so that a crash leaves the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDERS = ("train", "val", "test")  # of Kaggle's archive
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it into place when the block ends without an error.
+
+    Args:
+        path: the file to write; its folder is made when missing.
+
+    Yields:
+        The path to write to, in the same folder and with the same suffix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut, where the system lets a folder be synced."""
+    if os.name == "nt":  # Windows cannot open folders; its renames are journalled
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_disk(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Args:
+        folder: a folder on the disk that will be written; need not exist yet.
+        needed: bytes that will be written.
+        purpose: what they are for, in the message.
+
+    Raises:
+        OSError: less than `needed` bytes plus a reserve of 200 MB is free; nothing was written.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed + 200_000_000:
+        raise OSError(
+            f"{purpose} needs {(needed + 200_000_000) / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on this "
+            "disk. Free some space, or set XRAY_HOME to a folder on a larger disk, and run this again."
+        )
