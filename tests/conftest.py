@@ -1,0 +1,58 @@
+"""Tiny data for every test, and an environment without the user's own settings and credentials."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from xray_helpers.catalog import COLUMNS, build_catalog
+from xray_helpers.phantoms import write_dataset
+from xray_helpers.settings import project_root
+
+SHARED = project_root().parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path_factory):
+    for name in list(os.environ):
+        if name.startswith(("XRAY_", "KAGGLE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def home() -> Path:
+    """Where this test's data/ and models/ lie."""
+    return Path(os.environ["XRAY_HOME"])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A synthetic dataset of 60 patients: chest_xray/, masks/, truth.csv. Not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_dataset(folder, seed=3, patients=60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def catalog(tiny) -> pd.DataFrame:
+    """The tiny dataset's catalog. Not to be changed."""
+    return build_catalog(tiny / "chest_xray")
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real radiographs beside the checkout, where there is one."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return SHARED / "data"
+
+
+def rows_to_catalog(rows) -> pd.DataFrame:
+    """A catalog that needs no files, from rows (label, cause, fine key, coarse key, pixel hash, folder)."""
+    table = [
+        (f"{folder}/{label}/{index:05d}.jpeg", label, cause, folder, fine, coarse, 8, 8, "L", 9, pixels, "")
+        for index, (label, cause, fine, coarse, pixels, folder) in enumerate(rows)
+    ]
+    return pd.DataFrame(table, columns=list(COLUMNS))
