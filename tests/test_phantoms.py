@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from xray_helpers.anatomy import Anatomy
+from xray_helpers.drawing import Anatomy
 from xray_helpers.phantoms import CAUSES, draw, write_dataset
 
 

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from xray_helpers.anatomy import Anatomy, Array, Mask, chest, lesion, texture
+from xray_helpers.drawing import Anatomy, Mask, burn_in, chest, expose, lesion, view
 
 CAUSES = ("normal", "bacterial", "viral")
 VERSION = 1  # raised when the same seed gives other files
-LETTER_R = np.array([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]], dtype=bool)
 
 # Case counters as in Kaggle's names: share of the patients, where the block of them begins and ends that makes up
 # the test folder, and how many images a patient has beyond the first, on average.
@@ -87,47 +86,13 @@ def draw(
     if cause not in CAUSES:
         raise ValueError(f"cause={cause!r}: expected one of {', '.join(CAUSES)}")
     anatomy = anatomy or Anatomy.sample(rng)
-    x, y = _view(rng, height, width)  # (H, W) each
+    x, y = view(rng, height, width)  # (H, W) each
     lungs, density = chest(x, y, anatomy, rng)
     added, mask = lesion(cause, x, y, lungs, rng)
-    image = _expose(density + np.float32(strength) * added, rng, exposure)
+    image = expose(density + np.float32(strength) * added, rng, exposure)
     if marker:
-        _burn_in(image, marker)
+        burn_in(image, marker)
     return Phantom(image, mask, lungs > 0.5, cause)
-
-
-def _view(rng: np.random.Generator, height: int, width: int) -> tuple[Array, Array]:
-    """Patient coordinates of each pixel: a slightly turned, shifted and scaled view, (H, W) each."""
-    columns, rows = np.meshgrid(
-        (np.arange(width, dtype=np.float32) - (width - 1) / 2) / (height / 2),
-        (np.arange(height, dtype=np.float32) - (height - 1) / 2) / (height / 2),
-    )
-    angle, scale = np.deg2rad(rng.normal(0, 1.5)), rng.uniform(0.97, 1.06)
-    dx, dy = rng.normal(0, 0.025, size=2)
-    cos, sin = np.float32(np.cos(angle) * scale), np.float32(np.sin(angle) * scale)
-    return cos * columns - sin * rows + np.float32(dx), sin * columns + cos * rows + np.float32(dy)
-
-
-def _expose(density: Array, rng: np.random.Generator, shift: float) -> NDArray[np.uint8]:
-    """Density to gray levels, with exposure, contrast and noise of this view's own, uint8 (H, W)."""
-    gain, offset = rng.normal(1.0, 0.10), rng.normal(0.09, 0.06) + 0.05 * shift
-    gamma = np.exp(rng.normal(0.0, 0.16) - 0.15 * shift)
-    drift = np.float32(0.025) * texture(rng, density.shape, 3)
-    noise = rng.uniform(0.006, 0.016) * rng.standard_normal(density.shape, dtype=np.float32)
-    bright = gain * density + offset + drift * (density > 0.1)
-    bright = np.where(bright > 0.6, 0.6 + 0.4 * np.tanh((bright - 0.6) / 0.4), bright)  # film saturates softly
-    level = np.clip(bright, 0.01, 1) ** gamma + noise
-    gray: NDArray[np.uint8] = (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
-    return gray
-
-
-def _burn_in(image: NDArray[np.uint8], side: str) -> None:
-    """Write a letter R into a top corner of `image`, in place."""
-    pixel = max(1, image.shape[0] // 70)
-    letter = np.kron(LETTER_R, np.ones((pixel, pixel), dtype=bool))
-    height, width = letter.shape
-    left = 3 * pixel if side == "left" else image.shape[1] - width - 3 * pixel
-    image[4 * pixel : 4 * pixel + height, left : left + width][letter] = 250
 
 
 @dataclass(frozen=True)
@@ -208,8 +173,8 @@ def _plan(rng: np.random.Generator, patients: int) -> Iterator[_Case]:
             if begin * count <= index < end * count:
                 folder = "test"
             images = 1 if folder == "val" else 1 + int(rng.geometric(1 / (1 + more)) - 1)
-            for view in range(images):
-                number = number + 1 if counter in ("bacteria", "virus") else view + 1
+            for visit in range(images):
+                number = number + 1 if counter in ("bacteria", "virus") else visit + 1
                 stream += 1
                 yield _Case(counter, patient, number, patient, stream, folder)
             if folder == "train" and index % 40 == 10:  # the same picture again, as the patient's next number

@@ -1,4 +1,4 @@
-"""The chest that the synthetic radiographs show: anatomy as soft geometry, and what pneumonia adds to it.
+"""How a synthetic radiograph is drawn: a chest as soft geometry, what pneumonia adds to it, and the exposure.
 
 Densities are drawn in patient coordinates: the origin in the middle of the chest, lengths in units of half the
 image's height, x growing towards the image's right (the patient's left), y growing downwards.
@@ -18,6 +18,8 @@ Mask = NDArray[np.bool_]
 
 OPACITY = 0.26  # density that the densest bacterial consolidation adds; soft tissue has about 0.5
 INTERSTITIAL = 0.13  # density of the viral network's strands
+
+LETTER_R = np.array([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -139,3 +141,37 @@ def lesion(cause: str, x: Array, y: Array, lungs: Array, rng: np.random.Generato
     edge = 0.16 * texture(rng, x.shape, 9)
     blob = _step(1 - np.hypot((x - centre_x) / radius_x, (y - centre_y) / radius_y) + edge, 0.35) * lungs
     return (OPACITY * weight * blob * (1 + 0.12 * texture(rng, x.shape, 20))).astype(np.float32), blob > 0.5
+
+
+def view(rng: np.random.Generator, height: int, width: int) -> tuple[Array, Array]:
+    """Patient coordinates of each pixel: a slightly turned, shifted and scaled view, (H, W) each."""
+    columns, rows = np.meshgrid(
+        (np.arange(width, dtype=np.float32) - (width - 1) / 2) / (height / 2),
+        (np.arange(height, dtype=np.float32) - (height - 1) / 2) / (height / 2),
+    )
+    angle, scale = np.deg2rad(rng.normal(0, 1.5)), rng.uniform(0.97, 1.06)
+    dx, dy = rng.normal(0, 0.025, size=2)
+    cos, sin = np.float32(np.cos(angle) * scale), np.float32(np.sin(angle) * scale)
+    return cos * columns - sin * rows + np.float32(dx), sin * columns + cos * rows + np.float32(dy)
+
+
+def expose(density: Array, rng: np.random.Generator, shift: float) -> NDArray[np.uint8]:
+    """Density to gray levels, with exposure, contrast and noise of this view's own, uint8 (H, W)."""
+    gain, offset = rng.normal(1.0, 0.10), rng.normal(0.09, 0.06) + 0.05 * shift
+    gamma = np.exp(rng.normal(0.0, 0.16) - 0.15 * shift)
+    drift = np.float32(0.025) * texture(rng, density.shape, 3)
+    noise = rng.uniform(0.006, 0.016) * rng.standard_normal(density.shape, dtype=np.float32)
+    bright = gain * density + offset + drift * (density > 0.1)
+    bright = np.where(bright > 0.6, 0.6 + 0.4 * np.tanh((bright - 0.6) / 0.4), bright)  # film saturates softly
+    level = np.clip(bright, 0.01, 1) ** gamma + noise
+    gray: NDArray[np.uint8] = (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
+    return gray
+
+
+def burn_in(image: NDArray[np.uint8], side: str) -> None:
+    """Write a letter R into a top corner of `image`, in place."""
+    pixel = max(1, image.shape[0] // 70)
+    letter = np.kron(LETTER_R, np.ones((pixel, pixel), dtype=bool))
+    height, width = letter.shape
+    left = 3 * pixel if side == "left" else image.shape[1] - width - 3 * pixel
+    image[4 * pixel : 4 * pixel + height, left : left + width][letter] = 250
