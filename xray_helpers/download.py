@@ -132,6 +132,7 @@ def _download(folder: Path) -> Path:
     import requests  # like the client below: only who downloads pays for the import
 
     folder.mkdir(parents=True, exist_ok=True)
+    api, known = None, True
     for wait in (*RETRY_WAITS, None):
         try:
             api, known = _kaggle_api()
@@ -143,7 +144,7 @@ def _download(folder: Path) -> Path:
             if wait is None or (status < 500 and status != 429):
                 raise DownloadError(_explain(status, known)) from None
         except (requests.RequestException, ValueError) as error:  # ValueError: the client found another size
-            if wait is None:
+            if wait is None or (api and api.begun):  # once begun, the client has done its own retries
                 raise DownloadError(
                     f"Kaggle could not be reached, or the connection was cut ({type(error).__name__}). What has "
                     "arrived is kept: run this again to go on from there. With no network, use data='sample'."
@@ -160,10 +161,13 @@ def _kaggle_api() -> tuple[Any, bool]:
         class Client(KaggleApi):  # type: ignore[misc]
             """Knows the archive's size before its first byte is written."""
 
+            begun = False
+
             def download_file(self, response: Any, outfile: str, *args: Any, **options: Any) -> None:
                 size, path = int(response.headers.get("Content-Length") or 0), Path(outfile)
                 have = path.stat().st_size if path.exists() else 0
                 check_disk(path.parent, max(2 * size - have, 0), "Downloading and extracting Kaggle's archive")
+                self.begun = True
                 super().download_file(response, outfile, *args, **options, max_retries=3, timeout=60)
 
         api = Client()
