@@ -22,10 +22,9 @@ report: $(VENV)/installed  ## run the notebooks in order into reports/ (DATA=sam
 	@$(BIN)/python tools/run_notebooks.py report
 
 test: $(VENV)/installed-dev  ## lint, type-check, and run all tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest
+	@start=$$(date +%s); set -ex; \
+	$(BIN)/ruff check .; $(BIN)/ruff format --check .; $(BIN)/mypy; $(BIN)/pytest; \
+	{ set +x; } 2>/dev/null; echo "All checks passed in $$(( $$(date +%s) - start )) s."
 
 lab: $(VENV)/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

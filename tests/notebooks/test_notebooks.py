@@ -1,0 +1,170 @@
+"""The notebooks run on tiny data of several kinds, and what is committed is clean."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from xray_helpers.settings import Settings, project_root
+
+ROOT = project_root()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+SECRETS = re.compile(r"kgat_\w+|\"key\":\s*\"[0-9a-f]{32}\"|KAGGLE_(KEY|API_TOKEN)=\S+", re.IGNORECASE)
+MACHINE = re.compile(r"/(home|Users|root|tmp|work|private|var|opt)/[\w.-]+")
+
+
+def text_of(output):
+    if output.output_type == "stream":
+        return output.text
+    if output.output_type == "error":
+        return "\n".join(output.traceback)
+    return "\n".join(str(value) for kind, value in output.data.items() if kind.startswith("text/"))
+
+
+def report(*arguments, **environment):
+    command = [sys.executable, str(ROOT / "tools" / "run_notebooks.py"), "report", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+class Page(HTMLParser):
+    """Links, images and loaded addresses of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.images, self.loaded = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag == "a":
+            self.links.append(values.get("href", ""))
+        if tag == "img":
+            self.images.append(values)
+        if tag in ("script", "link", "iframe"):
+            self.loaded += [values[name] for name in ("src", "href") if values.get(name)]
+
+
+@pytest.fixture(scope="module")
+def kinds(tiny, tmp_path_factory):
+    """Tiny data of three kinds: Kaggle's shape, without a test folder, and another subject altogether."""
+    folder = tmp_path_factory.mktemp("kinds of data")
+    shutil.copytree(tiny / "chest_xray", folder / "whole")
+    shutil.copytree(tiny / "chest_xray", folder / "no test", ignore=shutil.ignore_patterns("test", "chest_xray"))
+    for index, file in enumerate(sorted((tiny / "chest_xray" / "train").glob("*/*.jpeg"))[:60]):
+        target = folder / "animals" / "train" / ("cat", "dog", "cow")[index % 3] / f"{index}.jpeg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "split"), [("whole", "pooled"), ("whole", "official"), ("no test", "blocked"), ("animals", "pooled")]
+)
+def test_the_report_runs_on_data_of_any_kind(kinds, home, kind, split):
+    run = report(XRAY_DATA=str(kinds / kind), XRAY_SPLIT=split)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    pages = sorted(path.name for path in (home / "reports").glob("*.html"))
+    assert pages == sorted([*(f"{path.stem}.html" for path in NOTEBOOKS), "index.html"])
+    name = Settings(data=str(kinds / kind)).data_name
+    assert list((home / "data" / "processed" / name).glob(f"splits-{split}-*.csv"))
+    for path in (home / "reports").glob("*.html"):
+        page, text = Page(path), path.read_text(encoding="utf-8")
+        assert not page.loaded, f"{path.name} loads {page.loaded}"
+        assert all(image.get("alt", "").strip() for image in page.images), f"an image of {path.name} has no alt text"
+        assert not MACHINE.search(text), MACHINE.search(text)
+        assert name in text
+        for link in page.links:
+            local = link.split("#")[0]
+            assert local.startswith("https://") or not local or (home / "reports" / local).is_file(), link
+    assert any(Page(path).images for path in (home / "reports").glob("*.html"))
+
+
+def test_a_failing_notebook_ends_the_report_with_one_clear_message(kinds):
+    run = report(XRAY_DATA=str(kinds / "no test"), XRAY_SPLIT="official")
+    assert run.returncode == 1
+    assert len(run.stderr.splitlines()) == 1
+    assert "02_resplit" in run.stderr
+    assert "chest_xray/test/<class>/ is missing" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [("XRAY_SPLIT", "random", "pooled, official, blocked"), ("XRAY_DAAT", "kaggle", "names no setting")],
+)
+def test_a_wrong_setting_stops_the_report_before_it_runs(variable, value, message):
+    run = report(**{variable: value})
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ")
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_notebook_run_before_its_predecessor_says_which_one(home):
+    from run_notebooks import NotebookError, run
+
+    with pytest.raises(NotebookError, match="02_resplit: FileNotFoundError.*run notebook 01 first"):
+        run(ROOT / "notebooks" / "02_resplit.ipynb")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestCommitted:
+    """What is in the repository."""
+
+    def test_it_was_run_in_order_on_the_sample_without_errors_or_warnings(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+        outputs = [output for cell in code for output in cell.outputs]
+        assert outputs
+        assert not [output for output in outputs if output.output_type == "error"]
+        assert not [text_of(output) for output in outputs if output.get("name") == "stderr"]
+        assert any("synthetic sample, no patients" in text_of(output).lower() for output in outputs)
+
+    def test_it_names_no_machine_and_holds_no_secret(self, path):
+        text = path.read_text(encoding="utf-8")
+        assert not MACHINE.search(text), MACHINE.search(text)
+        assert not SECRETS.search(text)
+        assert path.stat().st_size < 1_500_000
+
+    def test_every_picture_has_alt_text(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert pictures
+        for output in pictures:
+            assert len(output.metadata["image/png"]["alt"]) > 40
+
+    def test_it_has_the_form_of_the_series(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        first, last = notebook.cells[0].source, notebook.cells[-1].source
+        assert first.startswith("# ")
+        for part in ("?**", "**You will see**", "**Time**"):
+            assert part in first
+        assert "What we learned" in last
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        assert all(len(source.splitlines()) <= 30 for source in code)
+        assert "use_house_style()\nprint(" in code[0]
+        assert [cell.source.startswith("settings = Settings.from_env(") for cell in notebook.cells].count(True) == 1
+        tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        assert len(tagged) == 1
+        for link in re.findall(r"\]\((\w+\.ipynb)\)", "".join(cell.source for cell in notebook.cells)):
+            assert (path.parent / link).is_file()
+
+
+def test_no_text_file_of_the_repository_names_a_machine_or_holds_a_secret():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, files):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if Path(name).parts[0] != "tests":
+            assert not MACHINE.search(text), name
+            assert not SECRETS.search(text), name
