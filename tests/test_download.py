@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -159,6 +160,27 @@ def test_a_full_disk_while_writing_leaves_what_was_there(folder, home, monkeypat
         fetch(settings)
     kept = snapshot(home / "data/raw/My-data-ü/chest_xray")
     assert before.items() <= kept.items()
+    assert raw(home) == ["My-data-ü"]
+
+
+def test_a_move_that_fails_or_was_cut_short_puts_the_old_data_back(folder, home, monkeypatch):
+    settings = Settings(data=str(folder))
+    root = fetch(settings)
+    before = snapshot(root)
+    root.parent.rename(root.parent.with_name(".My-data-ü.old"))  # killed between the two renames
+    assert snapshot(fetch(settings)) == before
+    (root / "val" / "NORMAL" / "extra.jpeg").write_bytes(b"x")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name.endswith(".partial"):
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        fetch(settings)
+    assert before.items() <= snapshot(root).items()
     assert raw(home) == ["My-data-ü"]
 
 

@@ -89,9 +89,11 @@ def test_a_gallery_shows_each_image_with_its_title():
 def test_show_displays_with_alt_text_and_closes(monkeypatch, alt):
     shown = []
     monkeypatch.setattr(plots, "display", lambda figure, metadata: shown.append(metadata["image/png"]["alt"]))
-    show(balance(COUNTS, "Causes"), alt)
-    assert shown == [alt or balance(COUNTS, "Causes").get_label()]
+    show(balance(COUNTS, "Causes"), "phantoms", alt)
+    assert shown == [f"{alt or balance(COUNTS, 'Causes').get_label()} Data: phantoms."]
     plt.close("all")
-    show(gallery([np.zeros((4, 4), np.uint8)], ["one"], "Many"))
-    assert shown[1] == "one."
+    figure = gallery([np.zeros((4, 4), np.uint8)], ["one"], "Many")
+    show(figure, "phantoms")
+    assert figure.get_supxlabel() == "Data: phantoms"
+    assert shown[1] == "one. Data: phantoms."
     assert not plt.get_fignums()

@@ -46,6 +46,7 @@ def fetch(settings: Settings) -> Path:
     target, name = settings.raw_folder, f"data/raw/{settings.data_name}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{settings.data_name}.lock"):
+        _put_back(target)
         kept = _read_marker(target)
         intact = kept is not None and _count(target / "chest_xray") == kept["files"]
         gone = settings.data not in SOURCES and not settings.source().exists()
@@ -68,6 +69,13 @@ def fetch(settings: Settings) -> Path:
     return target / "chest_xray"
 
 
+def _put_back(target: Path) -> None:
+    """Undo a move that was cut short: the old data is there, the new is not yet."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
 def _build(settings: Settings, target: Path, origin: str) -> None:
     """Fill a folder aside, mark it complete, and move it into place."""
     staging, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
@@ -85,9 +93,10 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
         sync_folder(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(f"The disk is full. Nothing was changed; free some space and rerun: {error}") from None
+            raise DownloadError("The disk is full. Nothing was changed; free some space and run this again.") from None
         raise
     finally:
+        _put_back(target)
         _remove(staging, old)
     folders = {folder: _count(target / "chest_xray" / folder) for folder in FOLDERS}
     counts = ", ".join(f"{folder} {count:,}" for folder, count in folders.items() if count)

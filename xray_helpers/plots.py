@@ -39,17 +39,19 @@ def colour(name: str, position: int = 0) -> str:
     return COLOURS.get(name, OTHERS[position % len(OTHERS)])
 
 
-def show(drawn: Axes | Figure, alt: str = "") -> None:
-    """Display a figure with its alt text, and close it.
+def show(drawn: Axes | Figure, whose: str, alt: str = "") -> None:
+    """Display a figure with its alt text and a note on whose images it is about, and close it.
 
     Args:
         drawn: a figure, or any of its axes.
+        whose: `Settings.whose`; stands under the figure, so that it stays with a copy of the picture.
         alt: what the picture shows, in words; by default the descriptions its axes carry.
     """
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
+    figure.supxlabel(f"Data: {whose}", x=0.99, ha="right", fontsize=8, color=NEUTRAL)
     labels = [str(axes.get_label()) for axes in figure.axes]
     text = alt or " ".join(label for label in labels if label and not label.startswith(("<", "_")))
-    display(figure, metadata={"image/png": {"alt": text}})
+    display(figure, metadata={"image/png": {"alt": f"{text} Data: {whose}."}})
     plt.close("all")
 
 
@@ -115,6 +117,7 @@ def shared_images(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     ax.grid(visible=False, axis="y")
     ax.invert_yaxis()
     ax.set(xlim=(0, max(1.5 * table["share"].max(), 0.2)), xlabel="held-out images whose patient is also in train")
+    ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1])
     ax.xaxis.set_major_formatter("{x:.0%}")
     ax.set_title(title)
     parts = [f"{row.name} {row.share:.1%}, {row.images} images" for row in table.itertuples()]

@@ -206,7 +206,7 @@ def check_manifest(manifest: pd.DataFrame, key: str) -> None:
     """Refuse splits that share a patient under `key` (`fine` or `coarse`), or an exact picture.
 
     Raises:
-        LeakError: they do; the message names some.
+        LeakError: they do; the message names one.
         ValueError: an unknown key.
     """
     if key not in ("fine", "coarse"):
@@ -215,12 +215,11 @@ def check_manifest(manifest: pd.DataFrame, key: str) -> None:
         spread = manifest.groupby(column)["split"].nunique()
         shared = spread[spread > 1].index
         if len(shared):
-            example = (
-                f"such as {shared[0]}"
-                if key in column
-                else "such as " + manifest["path"][manifest[column] == shared[0]].iloc[0]
+            example = manifest.loc[manifest[column] == shared[0], ["patient_fine", "path"]].iloc[0]
+            raise LeakError(
+                f"{len(shared):,} {what} stand in more than one split, such as {example['path']} of patient "
+                f"{example['patient_fine']}. Do not train on this."
             )
-            raise LeakError(f"{len(shared):,} {what} stand in more than one split, {example}; do not train on it")
 
 
 def manifest_path(settings: Settings, catalog: pd.DataFrame) -> Path:
