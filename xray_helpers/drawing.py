@@ -39,8 +39,8 @@ class Anatomy:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Anatomy:
         """Draw one patient's anatomy from `rng`."""
-        low = np.array([0.84, 0.94, 0.25, 0.04, 0.42, 0.165, 0.0, 0.02, 0.42])
-        high = np.array([1.00, 1.04, 0.35, 0.18, 0.64, 0.195, 1.0, 0.14, 0.54])
+        low = np.array([0.80, 0.94, 0.25, 0.04, 0.38, 0.165, 0.0, 0.02, 0.42])
+        high = np.array([0.95, 1.04, 0.35, 0.18, 0.58, 0.195, 1.0, 0.14, 0.54])
         return cls(*rng.uniform(low, high).tolist())
 
 
@@ -72,7 +72,7 @@ def chest(x: Array, y: Array, a: Anatomy, rng: np.random.Generator) -> tuple[Arr
     left = np.float32(1.0) * (x > 0)  # the patient's left is on the image's right
     wall = np.float32(a.chest) - 0.42 * np.clip(0.25 - y, 0, None) ** 1.5 - 0.05 * np.clip(y - 0.25, 0, None)
     dome = np.float32(a.dome) + 0.05 * left - 0.02 + 0.9 * (side - 0.45) ** 2
-    apex = -0.80 + 1.6 * (side - 0.28) ** 2
+    apex = -0.70 + 1.6 * (side - 0.28) ** 2
     across, down = x - a.heart_shift, y - 0.20
     tilted = np.hypot(
         (0.88 * across + 0.47 * down) / (a.heart * 1.30), (0.88 * down - 0.47 * across) / (a.heart * 0.95)
@@ -92,7 +92,7 @@ def chest(x: Array, y: Array, a: Anatomy, rng: np.random.Generator) -> tuple[Arr
     vertebrae = 0.70 + 0.30 * np.cos(2 * np.pi * (y / 0.155 + a.rib_phase))
     density += 0.12 * _step(0.075 - side, 0.02) * vertebrae * body
     density += 0.13 * _ribs(side, y, a) * _step(wall + 0.03 - side, 0.03) * (1 - 0.75 * centre) * body
-    collar = y + 0.66 + a.clavicle * (side - 0.3) * 2 + 0.10 * np.sin(5 * side)
+    collar = y + 0.62 + a.clavicle * (side - 0.3) * 2 + 0.10 * np.sin(5 * side)
     density += 0.15 * _step(0.035 - np.abs(collar), 0.018) * _step(side - 0.09, 0.03) * _step(0.92 - side, 0.05)
 
     hilum = np.exp(-(((side - 0.24) / 0.24) ** 2) - ((y - 0.02) / 0.34) ** 2)
@@ -173,5 +173,5 @@ def burn_in(image: NDArray[np.uint8], side: str) -> None:
     pixel = max(1, image.shape[0] // 70)
     letter = np.kron(LETTER_R, np.ones((pixel, pixel), dtype=bool))
     height, width = letter.shape
-    left = 3 * pixel if side == "left" else image.shape[1] - width - 3 * pixel
-    image[4 * pixel : 4 * pixel + height, left : left + width][letter] = 250
+    left = 2 * pixel if side == "left" else image.shape[1] - width - 2 * pixel
+    image[2 * pixel : 2 * pixel + height, left : left + width][letter] = 250
