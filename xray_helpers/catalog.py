@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from xray_helpers.files import FOLDERS, IMAGE_SUFFIXES, atomic_file
 
-VERSION = 1  # raised when the same files give another catalog
-MAX_PIXELS = 32_000_000
+VERSION = 2  # raised when the same files give another catalog
+MAX_MEGAPIXELS = 32
 MODES = ("L", "RGB", "1", "P", "I", "I;16", "I;16B", "I;16L", "F")
 KAGGLE_COUNTS = {"train": 5216, "val": 16, "test": 624}
 COLUMNS = (
     "path", "label", "cause", "folder", "patient_fine", "patient_coarse",
-    "width", "height", "mode", "bytes", "pixel_hash", "error",
+    "width", "height", "mode", "bytes", "pixel_hash", "error", "quantisation",
 )  # fmt: skip
 PNEUMONIA = re.compile(r"person([0-9]+)_(bacteria|virus)_[0-9]+(?:_[0-9]+)?")
 NORMAL = re.compile(r"(?:(NORMAL2)-)?(IM)-([0-9]+)-[0-9]+(?:-[0-9]+)?")
@@ -59,7 +59,8 @@ def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
     Returns:
         One row an image, by path: path (relative to `root`, with /), label, cause (`normal`, `bacterial`, `viral`
         or `unknown`), folder, patient_fine, patient_coarse, width and height in pixels, mode (Pillow's), bytes,
-        pixel_hash (of the gray pixels), error (`""` when readable, else the reason).
+        pixel_hash (of the gray pixels), error (`""` when readable, else the reason), quantisation (mean step of the
+        JPEG's luminance table, 0 for other formats).
 
     Raises:
         FileNotFoundError: `root` holds no images in such folders.
@@ -93,40 +94,45 @@ def _listing(root: Path, paths: list[str]) -> str:
     return hashlib.sha256("\n".join([f"version {VERSION}", *lines]).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _describe(root: Path, path: str) -> tuple[object, ...]:
+def _describe(root: Path, path: str) -> dict[str, object]:
     """One row of the catalog."""
     folder, label, name = path.split("/")
     parsed = parse_name(name.rpartition(".")[0])
     fine = f"{parsed[0]}-{parsed[1]}" if parsed else f"file-{path}"
-    coarse = f"{label}-{parsed[1]}" if parsed else fine
-    cause = CAUSES[parsed[0]] if parsed else "normal" if label == "NORMAL" else "unknown"
-    size = (root / path).stat().st_size
-    width, height, mode, pixel_hash, error = _read(root / path, size)
-    return (path, label, cause, folder, fine, coarse, width, height, mode, size, pixel_hash, error)
+    return {
+        "path": path,
+        "label": label,
+        "cause": CAUSES[parsed[0]] if parsed else "normal" if label == "NORMAL" else "unknown",
+        "folder": folder,
+        "patient_fine": fine,
+        "patient_coarse": f"{label}-{parsed[1]}" if parsed else fine,
+        "bytes": (root / path).stat().st_size,
+        **{"width": 0, "height": 0, "mode": "", "pixel_hash": "", "error": "", "quantisation": 0.0},
+        **_read(root / path),
+    }
 
 
-def _read(path: Path, size: int) -> tuple[int, int, str, str, str]:
-    """Width, height, mode, pixel hash and error of one file, decoded to its last row."""
-    if not size:
-        return 0, 0, "", "", "empty file"
+def _read(path: Path) -> dict[str, object]:
+    """What one file holds, decoded to its last row; or the error that stops it."""
     try:
         with Image.open(path) as image:
-            width, height, mode = image.width, image.height, image.mode
-            if width * height > MAX_PIXELS:
-                return width, height, mode, "", f"{width * height / 1e6:.0f} megapixels, over {MAX_PIXELS / 1e6:.0f}"
-            if mode not in MODES:
-                return width, height, mode, "", f"{len(image.getbands())} channels ({mode}), not 1 or 3"
+            size: dict[str, object] = {"width": image.width, "height": image.height, "mode": image.mode}
+            megapixels = image.width * image.height / 1e6
+            if megapixels > MAX_MEGAPIXELS:
+                return {**size, "error": f"{megapixels:.0f} megapixels, over {MAX_MEGAPIXELS}"}
+            if image.mode not in MODES:
+                return {**size, "error": f"{len(image.getbands())} channels ({image.mode}), not 1 or 3"}
+            table = getattr(image, "quantization", {}).get(0, [0])
             # R = G = B becomes exactly that gray, so an RGB copy of a gray image has the same hash.
-            pixels = image if mode[0] in "IF" else image.convert("L")
-            digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes())
-            return width, height, mode, digest.hexdigest()[:24], ""
+            pixels = image if image.mode[0] in "IF" else image.convert("L")
+            digest = hashlib.sha256(f"{image.size}".encode() + pixels.tobytes()).hexdigest()[:24]
+            return {**size, "pixel_hash": digest, "quantisation": round(sum(table) / len(table), 3)}
     except UnidentifiedImageError:
-        return 0, 0, "", "", "not an image"
+        return {"error": "not an image" if path.stat().st_size else "empty file"}
     except Image.DecompressionBombError:
-        return 0, 0, "", "", f"over {MAX_PIXELS / 1e6:.0f} megapixels"
+        return {"error": f"over {MAX_MEGAPIXELS} megapixels"}
     except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; the row keeps what it was
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return 0, 0, "", "", f"damaged: {reason}"
+        return {"error": f"damaged: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"}
 
 
 def fingerprint(catalog: pd.DataFrame) -> str:
