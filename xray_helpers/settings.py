@@ -127,6 +127,11 @@ class Settings:
         )
 
     @property
+    def target(self) -> str:
+        """The catalog's column that is predicted."""
+        return "cause" if self.task == "cause" else "label"
+
+    @property
     def raw_folder(self) -> Path:
         """Where the files lie as downloaded."""
         return self.home / "data" / "raw" / self.data_name
