@@ -4,11 +4,41 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from xray_helpers import plots
-from xray_helpers.plots import COLOURS, balance, colour, gallery, interval_widths, shared_images, show
+from xray_helpers.plots import (
+    auc_intervals,
+    balance,
+    colour,
+    distributions,
+    gallery,
+    mean_images,
+    scatter,
+    share_intervals,
+    shared_images,
+    show,
+    style,
+)
+from xray_helpers.plots.style import COLOURS, FOLDERS
 
 WIDTHS = pd.DataFrame(
-    {"name": ["few", "many"], "n": [16, 1600], "accuracy": [0.875, 0.88], "low": [0.64, 0.86], "high": [0.965, 0.90]}
+    [
+        {"group": "few", "name": "accuracy", "n": 16, "value": 0.875, "low": 0.64, "high": 0.965},
+        {"group": "many", "name": "accuracy", "n": 1600, "value": 0.88, "low": 0.86, "high": 0.90},
+    ]
+)
+IMAGES = pd.DataFrame(
+    {
+        "label": ["PNEUMONIA"] * 30 + ["NORMAL"] * 20,
+        "width": [*range(100, 130), *range(300, 320)],
+        "height": [*range(50, 80), *range(200, 220)],
+        "images": [1, 2, 3, 3, 4] * 10,
+    }
+)
+AUCS = pd.DataFrame(
+    [
+        {"features": "width", "condition": "as delivered", "auc": 0.913, "low": 0.88, "high": 0.94, "n": 300},
+        {"features": "width", "condition": "decoded", "auc": 0.5, "low": 0.5, "high": 0.5, "n": 300},
+        {"features": "border", "condition": "as delivered", "auc": 0.97, "low": 0.95, "high": 0.99, "n": 300},
+    ]
 )
 LEAKS = pd.DataFrame({"name": ["by image", "by patient"], "share": [0.4, 0.0], "images": [1568, 1569]})
 COUNTS = pd.DataFrame({"viral": [10, 5], "normal": [20, 5], "bacterial": [70, 10]}, index=["train", "val"])
@@ -21,7 +51,19 @@ def close_figures():
 
 
 DRAWN = {
-    "interval_widths": (lambda ax=None: interval_widths(WIDTHS, "How wide?", ax=ax), ["few", "64.0% to 96.5%"]),
+    "share_intervals": (lambda ax=None: share_intervals(WIDTHS, "How wide?", ax=ax), ["few", "64.0% to 96.5%"]),
+    "distributions": (
+        lambda ax=None: distributions(IMAGES, "width", "label", "width in pixels", "Widths", ax=ax),
+        ["NORMAL median 310, n = 20", "PNEUMONIA median 114"],
+    ),
+    "scatter": (
+        lambda ax=None: scatter(IMAGES, "width", "height", "label", "Sizes", ax=ax),
+        ["NORMAL median width 310, height 210"],
+    ),
+    "auc_intervals": (
+        lambda ax=None: auc_intervals(AUCS, "Shortcuts", ax=ax),
+        ["width, as delivered: 0.913 (0.880 to 0.940)", "border"],
+    ),
     "shared_images": (lambda ax=None: shared_images(LEAKS, "Who is known?", ax=ax), ["by image 40.0%", "1568 images"]),
     "balance": (lambda ax=None: balance(COUNTS, "Causes", ax=ax), ["train: normal 20.0%", "viral 25.0%"]),
 }
@@ -39,11 +81,60 @@ def test_every_plot_takes_an_ax_and_has_title_label_and_a_text_with_its_numbers(
     assert draw().figure is not figure
 
 
-def test_the_widths_drawn_are_the_widths_given():
-    ax = interval_widths(WIDTHS, "How wide?")
+def test_the_intervals_drawn_are_those_given():
+    ax = share_intervals(WIDTHS, "How wide?")
     segments = ax.collections[0].get_segments()
     assert [tuple(segment[:, 0]) for segment in segments] == [(0.64, 0.965), (0.86, 0.90)]
     assert list(ax.lines[0].get_xdata()) == [0.875, 0.88]
+    assert [text.get_text() for text in ax.texts] == ["87.5% (64.0% to 96.5%)", "88.0% (86.0% to 90.0%)"]
+    assert ax.get_legend() is None
+
+
+def test_several_classes_have_a_legend_in_the_series_order():
+    table = pd.concat([WIDTHS.assign(name=name) for name in ("viral", "normal", "bacterial")])
+    legend = share_intervals(table, "Shares").get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["normal", "bacterial", "viral"]
+
+
+def test_a_distribution_has_area_one_and_whole_numbers_get_bins_of_their_own():
+    ax = distributions(IMAGES, "images", "label", "images", "Images a patient")
+    for patch in ax.patches:
+        data = patch.get_data()
+        assert (data.values * np.diff(data.edges)).sum() == pytest.approx(1)
+        assert data.edges.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
+    assert ax.patches[0].get_data().values.tolist() == pytest.approx([0.2, 0.2, 0.4, 0.2])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["NORMAL (n = 20)", "PNEUMONIA (n = 30)"]
+
+
+def test_a_constant_number_can_be_drawn():
+    distributions(IMAGES.assign(width=224), "width", "label", "width", "Widths")
+    distributions(IMAGES.assign(width=1.5), "width", "label", "width", "Widths")
+
+
+def test_the_points_drawn_are_the_images():
+    ax = scatter(IMAGES, "width", "height", "label", "Sizes")
+    points = np.concatenate([collection.get_offsets() for collection in ax.collections])
+    assert sorted(map(tuple, points)) == sorted(map(tuple, IMAGES[["width", "height"]].to_numpy(float)))
+
+
+def test_the_aucs_drawn_are_those_given_with_chance_marked():
+    ax = auc_intervals(AUCS, "Shortcuts")
+    drawn = [list(line.get_xdata()) for line in ax.lines]
+    assert drawn == [[0.913, 0.97], [0.5], [0.5, 0.5]]
+    assert [text.get_text() for text in ax.texts] == ["0.913", "0.970", "0.500"]
+    assert "n = 300" in ax.get_xlabel()
+
+
+@pytest.mark.parametrize("classes", [("NORMAL", "PNEUMONIA"), ("normal", "bacterial", "viral")])
+def test_mean_images_show_each_class_and_its_difference_from_the_first(classes):
+    means = {name: np.full((8, 8), 10.0 * position**2) for position, name in enumerate(classes)}
+    figure = mean_images(means, "Means")
+    shown = [ax for ax in figure.axes if ax.images]
+    titles = [ax.get_title() or ax.get_title(loc="left") for ax in shown]
+    assert titles == [*(f"mean {name}" for name in classes), *(f"{name} − {classes[0]}" for name in classes[1:])]
+    assert shown[len(classes)].images[0].get_array()[0, 0] == 10
+    labels = [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()]
+    assert labels == ["gray level (0 to 255)", "difference in gray levels"]
 
 
 def test_the_shares_drawn_are_the_shares_given_with_their_n():
@@ -76,6 +167,10 @@ def test_classes_of_other_datasets_get_colours_of_their_own():
     assert len({colour(name, position) for position, name in enumerate("abcde")}) == 5
 
 
+def test_folders_do_not_wear_the_colours_of_classes():
+    assert not {colour(name) for name in FOLDERS} & set(COLOURS.values())
+
+
 def test_a_gallery_shows_each_image_with_its_title():
     images = [np.full((20, 30), value, dtype=np.uint8) for value in (10, 20, 30, 40, 50)]
     figure = gallery(images, [f"image {i}" for i in range(5)], "A gallery", columns=3)
@@ -88,7 +183,7 @@ def test_a_gallery_shows_each_image_with_its_title():
 @pytest.mark.parametrize("alt", ["", "A text of my own."])
 def test_show_displays_with_alt_text_and_closes(monkeypatch, alt):
     shown = []
-    monkeypatch.setattr(plots, "display", lambda figure, metadata: shown.append(metadata["image/png"]["alt"]))
+    monkeypatch.setattr(style, "display", lambda figure, metadata: shown.append(metadata["image/png"]["alt"]))
     show(balance(COUNTS, "Causes"), "phantoms", alt)
     assert shown == [f"{alt or balance(COUNTS, 'Causes').get_label()} Data: phantoms."]
     plt.close("all")

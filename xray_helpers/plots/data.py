@@ -1,105 +1,15 @@
-"""Every figure of the series, in one house style, from plain arrays and DataFrames.
-
-Each function draws into `ax` (a new figure when None) and returns it. What was drawn, in words and with its
-numbers, becomes the axes' label, which `show` passes on as the picture's alt text.
-"""
+"""Figures about tables: shares, distributions, sizes, shortcuts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from IPython.display import display
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-# Told apart by colour-blind readers and in grayscale (from light to dark); hatches help in print.
-COLOURS = {"NORMAL": "#9CCBEB", "normal": "#9CCBEB", "bacterial": "#DD7A32", "viral": "#5E2A73", "PNEUMONIA": "#A63C1C"}
-HATCHES = {"NORMAL": "", "normal": "", "bacterial": "//", "viral": "..", "PNEUMONIA": "xx"}
-OTHERS = ("#9CCBEB", "#DD7A32", "#5E2A73", "#4F9D69", "#2B2D42")  # classes of other datasets, in order
-GOOD, BAD, NEUTRAL = "#3A6EA5", "#A63C1C", "#7A7A7A"
-
-
-def use_house_style() -> None:
-    """Set fonts, sizes and grid of every figure, and the width of every table, for this session."""
-    pd.options.display.max_colwidth = 90
-    sns.set_theme(style="whitegrid", context="notebook", font="DejaVu Sans")
-    plt.rcParams.update(
-        {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlesize": 12, "axes.titlelocation": "left"}
-    )
-
-
-def colour(name: str, position: int = 0) -> str:
-    """The colour of a class or cause, the same in every figure; by `position` for classes of other datasets."""
-    return COLOURS.get(name, OTHERS[position % len(OTHERS)])
-
-
-def show(drawn: Axes | Figure, whose: str, alt: str = "") -> None:
-    """Display a figure with its alt text and a note on whose images it is about, and close it.
-
-    Args:
-        drawn: a figure, or any of its axes.
-        whose: `Settings.whose`; stands under the figure, so that it stays with a copy of the picture.
-        alt: what the picture shows, in words; by default the descriptions its axes carry.
-    """
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    figure.supxlabel(f"Data: {whose}", x=0.99, ha="right", fontsize=8, color=NEUTRAL)
-    labels = [str(axes.get_label()) for axes in figure.axes]
-    text = alt or " ".join(label for label in labels if label and not label.startswith(("<", "_")))
-    display(figure, metadata={"image/png": {"alt": f"{text} Data: {whose}."}})
-    plt.close("all")
-
-
-def gallery(images: Sequence[NDArray[Any]], titles: Sequence[str], heading: str, columns: int = 4) -> Figure:
-    """Radiographs side by side, each with its title.
-
-    Args:
-        images: gray images, uint8 (H, W) each, of any sizes.
-        titles: one a image.
-        heading: title of the figure.
-        columns: images a row.
-    """
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.7 * columns, 2.5 * rows + 0.5), squeeze=False, layout="constrained"
-    )
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
-        ax.set_title(title, fontsize=9, fontweight="normal")
-        ax.set_label(f"{title}.")
-    figure.suptitle(heading, x=0.01, ha="left", fontweight="bold", fontsize=12)
-    return figure
-
-
-def interval_widths(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """How wide the 95% interval of an accuracy is, by the number of images it was measured on.
-
-    Args:
-        table: one row a set of images, with columns name, n, accuracy, low and high (shares).
-        title: title of the figure.
-        ax: where to draw.
-    """
-    ax = ax or plt.subplots(figsize=(8, 0.6 * len(table) + 1.5), layout="constrained")[1]
-    place = np.arange(len(table))
-    ax.hlines(place, table["low"], table["high"], color=GOOD, linewidth=6)
-    ax.plot(table["accuracy"], place, "o", color="white", markeredgecolor="black", zorder=3)
-    for y, row in zip(place, table.itertuples(), strict=True):
-        ax.annotate(f"{row.low:.1%} to {row.high:.1%}", (1.01, y), xycoords=("axes fraction", "data"), va="center")
-    ax.set_yticks(place, [f"{row.name}\n{row.n:,} images" for row in table.itertuples()])
-    ax.grid(visible=False, axis="y")
-    ax.set(xlabel="accuracy (circle: measured; bar: 95% Wilson interval)", ylim=(len(table) - 0.5, -0.5))
-    ax.xaxis.set_major_formatter("{x:.0%}")
-    ax.set_title(title)
-    parts = [f"{row.name}, {row.n} images: {row.low:.1%} to {row.high:.1%}" for row in table.itertuples()]
-    ax.set_label(f"{title}: {'; '.join(parts)}.")
-    return ax
+from xray_helpers.plots.style import BAD, GOOD, HATCHES, LINES, MARKERS, NEUTRAL, colour, describe, in_order
 
 
 def shared_images(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
@@ -119,10 +29,7 @@ def shared_images(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     ax.set(xlim=(0, max(1.5 * table["share"].max(), 0.2)), xlabel="held-out images whose patient is also in train")
     ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1])
     ax.xaxis.set_major_formatter("{x:.0%}")
-    ax.set_title(title)
-    parts = [f"{row.name} {row.share:.1%}, {row.images} images" for row in table.itertuples()]
-    ax.set_label(f"{title}: {'; '.join(parts)}.".replace("\n", " "))
-    return ax
+    return describe(ax, title, [f"{row.name} {row.share:.1%}, {row.images} images" for row in table.itertuples()])
 
 
 def balance(counts: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
@@ -134,8 +41,7 @@ def balance(counts: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         ax: where to draw.
     """
     ax = ax or plt.subplots(figsize=(8, 0.55 * len(counts) + 1.6), layout="constrained")[1]
-    known = [name for name in COLOURS if name in counts]
-    shares = counts[known + [name for name in counts if name not in known]].div(counts.sum(axis=1), axis=0)
+    shares = counts[in_order(list(counts))].div(counts.sum(axis=1), axis=0)
     left = np.zeros(len(shares))
     for position, name in enumerate(shares.columns):
         fill: dict[str, Any] = {
@@ -153,7 +59,140 @@ def balance(counts: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     ax.set(xlim=(0, 1), xlabel="share of the split's images")
     ax.xaxis.set_major_formatter("{x:.0%}")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    ax.set_title(title)
     parts = [f"{split}: " + ", ".join(f"{name} {row[name]:.1%}" for name in shares) for split, row in shares.iterrows()]
-    ax.set_label(f"{title}: {'; '.join(parts)}.")
+    return describe(ax, title, parts)
+
+
+def share_intervals(
+    table: pd.DataFrame, title: str, xlabel: str = "share of the images", ax: Axes | None = None
+) -> Axes:
+    """Shares with their 95% intervals, such as each class in each split.
+
+    Args:
+        table: one row a group and class, with columns group, name, n (of the group), value, low and high (shares).
+        title: title of the figure.
+        xlabel: what is shared.
+        ax: where to draw.
+    """
+    groups, names = list(dict.fromkeys(table["group"])), in_order(table["name"].unique())
+    ax = ax or plt.subplots(figsize=(8, 0.34 * max(len(table), 4) + 1.4), layout="constrained")[1]
+    for position, name in enumerate(names):
+        rows = table[table["name"] == name]
+        shift = 0.7 / len(names) * (position - (len(names) - 1) / 2)
+        place = np.array([groups.index(group) for group in rows["group"]]) + shift
+        shade = colour(name, position) if len(names) > 1 else GOOD
+        ax.hlines(place, rows["low"], rows["high"], color=shade, linewidth=6)
+        ax.plot(rows["value"], place, MARKERS[position], color=shade, markeredgecolor="black", label=name, zorder=3)
+        for y, row in zip(place, rows.itertuples(), strict=True):
+            text = f"{row.value:.1%} ({row.low:.1%} to {row.high:.1%})"
+            ax.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    sizes = table.groupby("group")["n"].first()
+    ax.set_yticks(range(len(groups)), [f"{group}\n{sizes[group]:,} images" for group in groups])
+    ax.grid(visible=False, axis="y")
+    ax.set(ylim=(len(groups) - 0.5, -0.5), xlabel=f"{xlabel} (bar: 95% Wilson interval)")
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    if len(names) > 1:
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=len(names), frameon=False)
+    parts = [
+        f"{row.group}, {row.n} images, {row.name}: {row.value:.1%} ({row.low:.1%} to {row.high:.1%})"
+        for row in table.itertuples()
+    ]
+    describe(ax, title, parts).set_title(title, pad=28 if len(names) > 1 else None)
     return ax
+
+
+def distributions(frame: pd.DataFrame, value: str, by: str, xlabel: str, title: str, ax: Axes | None = None) -> Axes:
+    """How a number is distributed in each group: histograms as outlines, each with the same area.
+
+    Args:
+        frame: one row an image (or a patient).
+        value: column of the number.
+        by: column of the group.
+        xlabel: what the number is, with its unit.
+        title: title of the figure.
+        ax: where to draw.
+    """
+    ax = ax or plt.subplots(figsize=(8, 3), layout="constrained")[1]
+    low, high, names = frame[value].min(), frame[value].max(), in_order(frame[by].unique())
+    counted = pd.api.types.is_integer_dtype(frame[value]) and high - low < 40
+    edges = np.arange(low - 0.5, high + 1) if counted else np.histogram_bin_edges(frame[value], bins=25)
+    parts = []
+    for position, name in enumerate(names):
+        values = frame.loc[frame[by] == name, value]
+        heights = np.histogram(values, edges, density=True)[0]
+        line = LINES[position % len(LINES)]
+        ax.stairs(heights, edges, color=colour(name, position), ls=line, lw=2.5, label=f"{name} (n = {len(values):,})")
+        parts.append(f"{name} median {values.median():.3g}, n = {len(values)}")
+    ax.set(xlabel=xlabel, ylabel="density", ylim=(0, 1.4 * ax.get_ylim()[1]))  # room for the legend
+    ax.legend(frameon=False)
+    return describe(ax, title, parts)
+
+
+def scatter(frame: pd.DataFrame, x: str, y: str, by: str, title: str, ax: Axes | None = None) -> Axes:
+    """Two numbers of each image against each other, in the colour of its class.
+
+    Args:
+        frame: one row an image.
+        x: column on the horizontal axis; its name, with the unit, is the label.
+        y: column on the vertical axis.
+        by: column of the class.
+        title: title of the figure.
+        ax: where to draw.
+    """
+    ax = ax or plt.subplots(figsize=(8, 4.2), layout="constrained")[1]
+    names = in_order(frame[by].unique())
+    for position, name in enumerate(names):
+        rows = frame[frame[by] == name]
+        style: dict[str, Any] = {"marker": MARKERS[position % len(MARKERS)], "color": colour(name, position)}
+        ax.scatter(
+            rows[x],
+            rows[y],
+            s=16,
+            alpha=0.7,
+            linewidth=0.3,
+            edgecolor="black",
+            label=f"{name} (n = {len(rows):,})",
+            **style,
+        )
+    ax.set(xlabel=x, ylabel=y)
+    ax.legend(frameon=False)
+    middle = frame.groupby(by)[[x, y]].median()
+    return describe(
+        ax, title, [f"{name} median {x} {middle.loc[name, x]:.0f}, {y} {middle.loc[name, y]:.0f}" for name in names]
+    )
+
+
+def auc_intervals(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """AUCs with their 95% intervals, one line a predictor and one colour and marker a condition.
+
+    Args:
+        table: one row a predictor and condition, with columns features, condition, auc, low, high and n.
+        title: title of the figure.
+        ax: where to draw.
+    """
+    names, conditions = list(dict.fromkeys(table["features"])), list(dict.fromkeys(table["condition"]))
+    ax = ax or plt.subplots(figsize=(8, 0.45 * len(names) + 1.8), layout="constrained")[1]
+    for position, condition in enumerate(conditions):
+        rows = table[table["condition"] == condition]
+        place = np.array([names.index(name) for name in rows["features"]]) + 0.3 * (
+            position - (len(conditions) - 1) / 2
+        )
+        shade = (BAD, GOOD, NEUTRAL)[position]
+        ax.hlines(place, rows["low"], rows["high"], color=shade, linewidth=4)
+        ax.plot(rows["auc"], place, MARKERS[position], color=shade, markeredgecolor="black", label=condition, zorder=3)
+        for y, row in zip(place, rows.itertuples(), strict=True):
+            ax.annotate(f"{row.auc:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    ax.axvline(0.5, color=NEUTRAL, linestyle="--")
+    ax.set_yticks(range(len(names)), names)
+    ax.grid(visible=False, axis="y")
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(min(0.4, table["low"].min() - 0.02), 1.005))
+    ax.set_xlabel(f"cross-validated AUC (bar: 95% interval over patients; dashed: chance; n = {table['n'].iloc[0]:,})")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.08, 1), frameon=False)
+    return describe(
+        ax,
+        title,
+        [
+            f"{row.features}, {row.condition}: {row.auc:.3f} ({row.low:.3f} to {row.high:.3f})"
+            for row in table.itertuples()
+        ],
+    )

@@ -1,0 +1,30 @@
+"""Every figure of the series, in one house style, from plain arrays and DataFrames.
+
+Each function draws into `ax` (a new figure when None) and returns it. What was drawn, in words and with its
+numbers, becomes the axes' label, which `show` passes on as the picture's alt text.
+"""
+
+from xray_helpers.plots.data import (
+    auc_intervals,
+    balance,
+    distributions,
+    scatter,
+    share_intervals,
+    shared_images,
+)
+from xray_helpers.plots.images import gallery, mean_images
+from xray_helpers.plots.style import colour, show, use_house_style
+
+__all__ = [
+    "auc_intervals",
+    "balance",
+    "colour",
+    "distributions",
+    "gallery",
+    "mean_images",
+    "scatter",
+    "share_intervals",
+    "shared_images",
+    "show",
+    "use_house_style",
+]
