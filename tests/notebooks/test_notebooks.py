@@ -19,6 +19,11 @@ SECRETS = re.compile(r"kgat_\w+|\"key\":\s*\"[0-9a-f]{32}\"|KAGGLE_(KEY|API_TOKE
 MACHINE = re.compile(r"/(home|Users|root|tmp|work|private|var|opt)/[\w.-]+")
 
 
+def without_pictures(text):
+    """Base64 holds any five letters sooner or later."""
+    return re.sub(r"[A-Za-z0-9+/=]{200,}", "", text.replace("\\n", ""))
+
+
 def text_of(output):
     if output.output_type == "stream":
         return output.text
@@ -64,10 +69,16 @@ def kinds(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "split"), [("whole", "pooled"), ("whole", "official"), ("no test", "blocked"), ("animals", "pooled")]
+    ("kind", "split", "task"),
+    [
+        ("whole", "pooled", "pneumonia"),
+        ("whole", "official", "cause"),
+        ("no test", "blocked", "pneumonia"),
+        ("animals", "pooled", "folders"),
+    ],
 )
-def test_the_report_runs_on_data_of_any_kind(kinds, home, kind, split):
-    run = report(XRAY_DATA=str(kinds / kind), XRAY_SPLIT=split)
+def test_the_report_runs_on_data_of_any_kind(kinds, home, kind, split, task):
+    run = report(XRAY_DATA=str(kinds / kind), XRAY_SPLIT=split, XRAY_TASK=task)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     pages = sorted(path.name for path in (home / "reports").glob("*.html"))
@@ -75,7 +86,8 @@ def test_the_report_runs_on_data_of_any_kind(kinds, home, kind, split):
     name = Settings(data=str(kinds / kind)).data_name
     assert list((home / "data" / "processed" / name).glob(f"splits-{split}-*.csv"))
     for path in (home / "reports").glob("*.html"):
-        page, text = Page(path), path.read_text(encoding="utf-8")
+        page, text = Page(path), without_pictures(path.read_text(encoding="utf-8"))
+        assert "Warning" not in text
         assert not page.loaded, f"{path.name} loads {page.loaded}"
         assert all(image.get("alt", "").strip() for image in page.images), f"an image of {path.name} has no alt text"
         assert not MACHINE.search(text), MACHINE.search(text)
@@ -129,7 +141,7 @@ class TestCommitted:
         assert any("synthetic sample, no patients" in text_of(output).lower() for output in outputs)
 
     def test_it_names_no_machine_and_holds_no_secret(self, path):
-        text = path.read_text(encoding="utf-8")
+        text = without_pictures(path.read_text(encoding="utf-8"))
         assert not MACHINE.search(text), MACHINE.search(text)
         assert not SECRETS.search(text)
         assert path.stat().st_size < 1_500_000
@@ -150,7 +162,7 @@ class TestCommitted:
             assert part in first
         assert "What we learned" in last
         code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        assert all(len(source.splitlines()) <= 30 for source in code)
+        assert all(len([line for line in source.splitlines() if line.strip()]) <= 30 for source in code)
         assert "use_house_style()\nprint(" in code[0]
         assert [cell.source.startswith("settings = Settings.from_env(") for cell in notebook.cells].count(True) == 1
         tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
@@ -164,7 +176,7 @@ def test_no_text_file_of_the_repository_names_a_machine_or_holds_a_secret():
         pytest.skip("not a git checkout")
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
-        text = (ROOT / name).read_text(encoding="utf-8")
+        text = without_pictures((ROOT / name).read_text(encoding="utf-8"))
         if Path(name).parts[0] != "tests":
             assert not MACHINE.search(text), name
             assert not SECRETS.search(text), name
