@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from xray_helpers.catalog import COLUMNS, build_catalog
+from xray_helpers.files import project_root
 from xray_helpers.phantoms import write_dataset
-from xray_helpers.settings import project_root
 
 SHARED = project_root().parent / "shared"
+
+# The same examples each time, and no clock: a slow machine is no failure.
+hypothesis_settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis_settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from xray_helpers.settings import Settings, project_root
+from xray_helpers.files import project_root
+from xray_helpers.settings import Settings
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 SHOW = "--eval=show: ; @env | grep ^XRAY_ || true"

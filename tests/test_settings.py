@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from xray_helpers.settings import FRACTIONS, Settings, project_root, seed_everything
+from xray_helpers.files import project_root
+from xray_helpers.settings import FRACTIONS, Settings, seed_everything
 
 
 def test_defaults_run_the_sample_split_by_patient():

@@ -16,7 +16,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
-from xray_helpers.settings import SOURCES, Settings, project_root
+from xray_helpers.files import project_root
+from xray_helpers.settings import SOURCES, Settings
 
 TEMPLATES = Path(__file__).parent / "templates"
 

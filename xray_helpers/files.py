@@ -1,4 +1,4 @@
-"""What counts as an image file; and writing so that a crash leaves the old file or the new one, never half of one."""
+"""Project root, image files, and writing so that a crash leaves the old file or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,21 @@ from pathlib import Path
 
 FOLDERS = ("train", "val", "test")  # of Kaggle's archive
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
+
+
+def project_root() -> Path:
+    """The folder that holds `pyproject.toml`, found by walking up from this package.
+
+    Raises:
+        FileNotFoundError: the package was not installed from a checkout; `XRAY_HOME` can name a folder instead.
+    """
+    for folder in Path(__file__).resolve().parents:
+        if (folder / "pyproject.toml").is_file():
+            return folder
+    raise FileNotFoundError(
+        "xray_helpers does not lie in a checkout of the project: install it with `pip install -e .` there, "
+        "or set XRAY_HOME to the folder that should hold data/ and models/."
+    )
 
 
 @contextmanager

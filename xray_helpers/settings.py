@@ -8,7 +8,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from xray_helpers.device import choose_device, choose_precision
+from xray_helpers.files import project_root
 
 ARCHS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -178,9 +179,8 @@ class Settings:
 
 
 def _refuse(name: str, value: object, expected: str) -> ValueError:
-    return ValueError(
-        f"{name}={value!r}: {expected}. (Set by XRAY_{name.upper()}, --{name.replace('_', '-')} or make.)"
-    )
+    flag = name.replace("_", "-")
+    return ValueError(f"{name}={value!r}: {expected}. (Set by XRAY_{name.upper()}, --{flag} or make.)")
 
 
 def _from_environment() -> dict[str, Any]:
@@ -194,23 +194,27 @@ def _from_environment() -> dict[str, Any]:
 
 def _parse(texts: dict[str, str]) -> dict[str, Any]:
     """Text to each field's type."""
-    kinds = {entry.name: str(entry.type) for entry in fields(Settings)}
-    parsers = {"int": (int, "a whole number"), "float": (float, "a number")}
     values: dict[str, Any] = {}
-    for name, text in texts.items():
-        kind = kinds[name]
-        convert, wanted = (
-            parsers.get(kind, (str, "")) if kind in (*parsers, "str") else (_numbers, "numbers as 70/15/15")
-        )
-        try:
-            values[name] = convert(text)
-        except ValueError:
-            raise _refuse(name, text, f"expected {wanted}") from None
+    for entry in fields(Settings):
+        if entry.name in texts:
+            convert, wanted = PARSERS[str(entry.type)]
+            try:
+                values[entry.name] = convert(texts[entry.name])
+            except ValueError:
+                raise _refuse(entry.name, texts[entry.name], f"expected {wanted}") from None
     return values
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in re.split(r"[/, ]+", text.strip()))
+
+
+PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "str": (str, "text"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "tuple[float, ...]": (_numbers, "numbers as 70/15/15"),
+}
 
 
 def check_fractions(fractions: Sequence[float], strategy: str) -> tuple[float, ...]:
@@ -225,24 +229,9 @@ def check_fractions(fractions: Sequence[float], strategy: str) -> tuple[float, .
     """
     names = "train/val" if strategy == "official" else "train/val/test"
     if len(fractions) != len(FRACTIONS[strategy]) or not all(0 < part < float("inf") for part in fractions):
-        shown = "/".join(f"{100 * part:g}" for part in FRACTIONS[strategy])
-        raise _refuse("fractions", tuple(fractions), f"expected positive shares of {names}, as {shown}")
+        example = "90/10" if strategy == "official" else "70/15/15"
+        raise _refuse("fractions", tuple(fractions), f"expected positive shares of {names}, as {example}")
     return tuple(round(part / sum(fractions), 6) for part in fractions)
-
-
-def project_root() -> Path:
-    """The folder that holds `pyproject.toml`, found by walking up from this package.
-
-    Raises:
-        FileNotFoundError: the package was not installed from a checkout; `XRAY_HOME` can name a folder instead.
-    """
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "pyproject.toml").is_file():
-            return folder
-    raise FileNotFoundError(
-        "xray_helpers does not lie in a checkout of the project: install it with `pip install -e .` there, "
-        "or set XRAY_HOME to the folder that should hold data/ and models/."
-    )
 
 
 def seed_everything(seed: int) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xray_helpers.settings import Settings, project_root
+from xray_helpers.files import project_root
+from xray_helpers.settings import Settings
 
 ROOT = project_root()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
