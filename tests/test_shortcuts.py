@@ -1,6 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_info
 
 from xray_helpers.archives import extract
 from xray_helpers.catalog import build_catalog
@@ -123,6 +125,18 @@ def test_patients_are_never_in_two_folds():
     leaky = cross_validated_auc(names, truth, pd.Series(np.arange(len(owner))))
     assert leaky["value"] > 0.9
     assert np.mean(grouped) == pytest.approx(0.5, abs=0.08)
+
+
+def test_small_models_use_one_thread_so_that_a_busy_machine_does_not_stall_them(monkeypatch):
+    threads, fit = [], HistGradientBoostingClassifier.fit
+
+    def watched(model, *data):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp")
+        return fit(model, *data)
+
+    monkeypatch.setattr(HistGradientBoostingClassifier, "fit", watched)
+    cross_validated_auc(np.arange(40.0)[:, None], pd.Series(["A", "B"] * 20), pd.Series(range(40)))
+    assert set(threads) == {1}
 
 
 @pytest.mark.parametrize("patients", [1, 4])

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from xray_helpers.metrics import auc_interval
@@ -83,12 +84,14 @@ def cross_validated_auc(
     number = truth.map({name: index for index, name in enumerate(classes)}).to_numpy()
     scores = np.zeros((len(table), len(classes)))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(table, number, patients)
-    for train, held_out in tqdm(folds, "cross-validating", FOLDS, leave=False, unit="fold"):
-        model = HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed)
-        model.fit(table[train], number[train])
-        # Ranks within the fold: folds differ a little in prevalence, which would count as skill otherwise.
-        for column, name in enumerate(model.classes_):
-            scores[held_out, name] = rankdata(model.predict_proba(table[held_out])[:, column]) / len(held_out)
+    # One thread: on a busy machine, threads that wait for each other after each small step take minutes for seconds.
+    with threadpool_limits(1, user_api="openmp"):
+        for train, held_out in tqdm(folds, "cross-validating", FOLDS, leave=False, unit="fold"):
+            model = HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed)
+            model.fit(table[train], number[train])
+            # Ranks within the fold: folds differ a little in prevalence, which would count as skill otherwise.
+            for column, name in enumerate(model.classes_):
+                scores[held_out, name] = rankdata(model.predict_proba(table[held_out])[:, column]) / len(held_out)
     return auc_interval(number, scores[:, 1] if len(classes) == 2 else scores, patients, seed=seed)
 
 
