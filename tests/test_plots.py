@@ -96,6 +96,11 @@ def test_several_classes_have_a_legend_in_the_series_order():
     assert [text.get_text() for text in legend.get_texts()] == ["normal", "bacterial", "viral"]
 
 
+def test_more_classes_than_markers_can_be_drawn():
+    table = pd.concat([WIDTHS.assign(name=name) for name in "abcdefgh"])
+    assert len(share_intervals(table, "Shares").get_legend().get_texts()) == 8
+
+
 def test_a_distribution_has_area_one_and_whole_numbers_get_bins_of_their_own():
     ax = distributions(IMAGES, "images", "label", "images", "Images a patient")
     for patch in ax.patches:

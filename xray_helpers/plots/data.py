@@ -82,7 +82,8 @@ def share_intervals(
         place = np.array([groups.index(group) for group in rows["group"]]) + shift
         shade = colour(name, position) if len(names) > 1 else GOOD
         ax.hlines(place, rows["low"], rows["high"], color=shade, linewidth=6)
-        ax.plot(rows["value"], place, MARKERS[position], color=shade, markeredgecolor="black", label=name, zorder=3)
+        style: dict[str, Any] = {"marker": MARKERS[position % len(MARKERS)], "color": shade, "markeredgecolor": "black"}
+        ax.plot(rows["value"], place, linestyle="", label=name, zorder=3, **style)
         for y, row in zip(place, rows.itertuples(), strict=True):
             text = f"{row.value:.1%} ({row.low:.1%} to {row.high:.1%})"
             ax.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
