@@ -24,7 +24,8 @@ PLANTED = ["width", "height", "quantisation", "colour mode", "file header"]
 
 
 def made(folder, shortcut):
-    # One 95% interval in twenty misses chance, so with six of them some seeds show a miss. This one does not.
+    # This seed was picked: of seeds 2 to 8, three had all six intervals around chance when off. Misses: 4 of 35 header
+    # features, 2 of 7 borders. A trace of disease reaches the border (mean AUC 0.535; 0.521 with lesions switched off).
     write_dataset(folder, seed=8, shortcut=shortcut)
     rows = build_catalog(folder / "chest_xray")
     rows = rows[(rows["error"] == "") & (rows["folder"] != "test")].reset_index(drop=True)

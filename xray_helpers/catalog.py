@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from xray_helpers.files import FOLDERS, IMAGE_SUFFIXES, atomic_file
+from xray_helpers.files import CAUSE_OF, FOLDERS, IMAGE_SUFFIXES, atomic_file
 
 VERSION = 2  # raised when the same files give another catalog
 MAX_MEGAPIXELS = 32
@@ -26,7 +26,6 @@ COLUMNS = (
 )  # fmt: skip
 PNEUMONIA = re.compile(r"person([0-9]+)_(bacteria|virus)_[0-9]+(?:_[0-9]+)?")
 NORMAL = re.compile(r"(?:(NORMAL2)-)?(IM)-([0-9]+)-[0-9]+(?:-[0-9]+)?")
-CAUSES = {"bacteria": "bacterial", "virus": "viral", "IM": "normal", "NORMAL2": "normal"}
 
 
 def parse_name(stem: str) -> tuple[str, int] | None:
@@ -102,7 +101,7 @@ def _describe(root: Path, path: str) -> dict[str, object]:
     return {
         "path": path,
         "label": label,
-        "cause": CAUSES[parsed[0]] if parsed else "normal" if label == "NORMAL" else "unknown",
+        "cause": CAUSE_OF[parsed[0]] if parsed else "normal" if label == "NORMAL" else "unknown",
         "folder": folder,
         "patient_fine": fine,
         "patient_coarse": f"{label}-{parsed[1]}" if parsed else fine,

@@ -1,4 +1,4 @@
-"""Project root, image files, and writing so that a crash leaves the old file or the new one, never half of one."""
+"""The archive's facts, the project's root, and writing so that a crash leaves the old file or the new one whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FOLDERS = ("train", "val", "test")  # of Kaggle's archive
+CAUSE_OF = {"bacteria": "bacterial", "virus": "viral", "IM": "normal", "NORMAL2": "normal"}  # its case counters
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
 
 

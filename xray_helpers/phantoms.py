@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from xray_helpers.drawing import Anatomy, Mask, burn_in, chest, expose, lesion, view
+from xray_helpers.files import CAUSE_OF
 
 CAUSES = ("normal", "bacterial", "viral")
 VERSION = 1  # raised when the same seed gives other files
@@ -34,7 +35,6 @@ COUNTERS = {
     "IM": (0.20, 0.00, 0.18, 0.35),
     "NORMAL2": (0.21, 0.10, 0.28, 0.35),
 }
-CAUSE_OF = {"bacteria": "bacterial", "virus": "viral", "IM": "normal", "NORMAL2": "normal"}
 
 # The planted shortcut: mean height in pixels, mean aspect ratio, JPEG quality, share with a marker, share in RGB.
 LOOKS = {

@@ -165,7 +165,7 @@ class Settings:
         return self.home / "models" / self.run_name
 
     def source(self) -> Path:
-        """The folder or zip that `data` names: from the working directory, or else from the project's root."""
+        """The folder or zip that `data` names: from the working directory, or else from `home`."""
         path = Path(self.data).expanduser()
         return path if path.exists() else self.home / path
 

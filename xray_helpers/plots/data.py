@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from xray_helpers.plots.style import BAD, GOOD, HATCHES, LINES, MARKERS, NEUTRAL, colour, describe, in_order
 
@@ -81,12 +82,8 @@ def share_intervals(
         shift = 0.7 / len(names) * (position - (len(names) - 1) / 2)
         place = np.array([groups.index(group) for group in rows["group"]]) + shift
         shade = colour(name, position) if len(names) > 1 else GOOD
-        ax.hlines(place, rows["low"], rows["high"], color=shade, linewidth=6)
-        style: dict[str, Any] = {"marker": MARKERS[position % len(MARKERS)], "color": shade, "markeredgecolor": "black"}
-        ax.plot(rows["value"], place, linestyle="", label=name, zorder=3, **style)
-        for y, row in zip(place, rows.itertuples(), strict=True):
-            text = f"{row.value:.1%} ({row.low:.1%} to {row.high:.1%})"
-            ax.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        texts = [f"{row.value:.1%} ({row.low:.1%} to {row.high:.1%})" for row in rows.itertuples()]
+        _draw_intervals(ax, place, rows["value"], rows, texts, position, color=shade, label=name)
     sizes = table.groupby("group")["n"].first()
     ax.set_yticks(range(len(groups)), [f"{group}\n{sizes[group]:,} images" for group in groups])
     ax.grid(visible=False, axis="y")
@@ -179,10 +176,8 @@ def auc_intervals(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
             position - (len(conditions) - 1) / 2
         )
         shade = (BAD, GOOD, NEUTRAL)[position]
-        ax.hlines(place, rows["low"], rows["high"], color=shade, linewidth=4)
-        ax.plot(rows["auc"], place, MARKERS[position], color=shade, markeredgecolor="black", label=condition, zorder=3)
-        for y, row in zip(place, rows.itertuples(), strict=True):
-            ax.annotate(f"{row.auc:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        texts = [f"{auc:.3f}" for auc in rows["auc"]]
+        _draw_intervals(ax, place, rows["auc"], rows, texts, position, color=shade, label=condition)
     ax.axvline(0.5, color=NEUTRAL, linestyle="--")
     ax.set_yticks(range(len(names)), names)
     ax.grid(visible=False, axis="y")
@@ -197,3 +192,14 @@ def auc_intervals(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
             for row in table.itertuples()
         ],
     )
+
+
+def _draw_intervals(
+    ax: Axes, place: NDArray[Any], values: pd.Series, rows: pd.DataFrame, texts: list[str], position: int, **style: Any
+) -> None:
+    """One series of horizontal intervals (`rows`' low and high), each with its value and a text at the right."""
+    ax.hlines(place, rows["low"], rows["high"], color=style["color"], linewidth=5)
+    marker = MARKERS[position % len(MARKERS)]
+    ax.plot(values, place, linestyle="", marker=marker, markeredgecolor="black", zorder=3, **style)
+    for y, text in zip(place, texts, strict=True):
+        ax.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)

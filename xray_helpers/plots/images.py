@@ -18,7 +18,7 @@ def gallery(images: Sequence[NDArray[Any]], titles: Sequence[str], heading: str,
 
     Args:
         images: gray images, uint8 (H, W) each, of any sizes.
-        titles: one a image.
+        titles: one an image.
         heading: title of the figure.
         columns: images a row.
     """
