@@ -7,10 +7,11 @@ import pytest
 from xray_helpers.files import project_root
 
 FLOORS = {
-    "files": 0, "device": 0, "drawing": 0,
+    "files": 0, "device": 0, "drawing": 0, "decoding": 0,
     "settings": 1, "phantoms": 1, "archives": 1,
     "download": 2, "catalog": 2,
-    "splits": 3, "transforms": 3,
+    "splits": 3, "transforms": 3, "store": 3,
+    "dataset": 4,
     "metrics": 5,
     "shortcuts": 6,
     "plots": 7,

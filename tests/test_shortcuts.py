@@ -18,7 +18,7 @@ from xray_helpers.shortcuts import (
     file_shortcuts,
     thumbnail_baseline,
 )
-from xray_helpers.transforms import read_images
+from xray_helpers.store import build_store
 
 PLANTED = ["width", "height", "quantisation", "colour mode", "file header"]
 
@@ -29,7 +29,8 @@ def made(folder, shortcut):
     write_dataset(folder, seed=8, shortcut=shortcut)
     rows = build_catalog(folder / "chest_xray")
     rows = rows[(rows["error"] == "") & (rows["folder"] != "test")].reset_index(drop=True)
-    return rows, read_images(folder / "chest_xray", rows["path"].tolist(), 96)
+    store = build_store(folder / "chest_xray", rows, folder / "store", 96)
+    return rows, store.read(rows["path"])
 
 
 @pytest.fixture(scope="module")

@@ -1,68 +1,253 @@
-"""From a file to the pixels that everything computes with: one gray image of a square size."""
+"""From gray pixels to what the network sees: a fixed preparation for every image, and random augmentation in training.
+
+Both work on whole batches, on the device of the batch.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from tqdm import tqdm
+import kornia.augmentation as ka
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-METHOD = Image.Resampling.BILINEAR
+from xray_helpers.decoding import RESIZES, read_image
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's weights expect
+GRAY = 0.449  # mean of IMAGENET_MEAN: what is erased becomes about 0 for the network
 
 
-def read_image(path: Path, size: int, resize: str = "squash") -> NDArray[np.uint8]:
-    """Decode one file to a square gray image.
+@dataclass(frozen=True)
+class Preparation:
+    """What turns an image into the network's input: the same for train, val, test and prediction, kept with a model.
 
-    JPEG files are decoded at a half, a quarter or an eighth of their size where that still covers `size`, which is
-    several times faster.
+    Attributes:
+        size: side of the square images in pixels.
+        resize: how a file becomes square: `squash`, `pad` or `crop`.
+        mean: mean of each of the network's three channels.
+        std: standard deviation of each channel.
+    """
 
-    Args:
-        path: a file that Pillow reads, gray or colour, of 8 or 16 bits.
-        size: side in pixels.
-        resize: `squash` changes the aspect ratio, `pad` adds black borders, `crop` cuts the longer side.
+    size: int
+    resize: str = "squash"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
-    Returns:
-        uint8 (size, size).
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize={self.resize!r}: expected {', '.join(RESIZES)}")
+        for name in ("mean", "std"):  # lists, when they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}={getattr(self, name)}: expected one number for each of three channels")
+
+    def read(self, path: Path) -> Tensor:
+        """Decode one file; uint8 (1, S, S)."""
+        return torch.tensor(read_image(path, self.size, self.resize)).unsqueeze(0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scale to 0…1, repeat to three channels, standardise.
+
+        Args:
+            images: (B, 1, S, S), uint8 of 0…255 or float of 0…1.
+
+        Returns:
+            float32 (B, 3, S, S).
+
+        Raises:
+            ValueError: images of another shape or size.
+            TypeError: images of another type of number.
+        """
+        if images.ndim != 4 or images.shape[1:] != (1, self.size, self.size):
+            raise ValueError(f"expected images of shape (B, 1, {self.size}, {self.size}), got {tuple(images.shape)}")
+        mean = images.new_tensor(self.mean, dtype=torch.float32).view(3, 1, 1)
+        std = images.new_tensor(self.std, dtype=torch.float32).view(3, 1, 1)
+        # (images - mean) / std in one pass: what limits it is writing three channels to memory.
+        return torch.addcmul(-mean / std, to_unit(images), 1 / std)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Gray levels as float32 of 0…1: uint8 is divided by 255, floats are taken to be in that range.
 
     Raises:
-        ValueError: an unknown way to resize.
-        OSError: the file cannot be decoded.
+        TypeError: neither uint8 nor floating point.
     """
-    with Image.open(path) as image:
-        image.draft("L", (size, size))
-        if image.mode[0] in "IF":
-            levels = np.asarray(image, dtype=np.float32)
-            gray = Image.fromarray((levels / (257 if levels.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-        else:
-            gray = image.convert("L")
-    if resize == "squash":
-        gray = gray.resize((size, size), METHOD, reducing_gap=2.0)
-    elif resize == "pad":
-        gray = ImageOps.pad(gray, (size, size), METHOD)
-    elif resize == "crop":
-        gray = ImageOps.fit(gray, (size, size), METHOD)
-    else:
-        raise ValueError(f"resize={resize!r}: expected squash, pad or crop")
-    return np.asarray(gray)
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
+    return images.float()
 
 
-def read_images(root: Path, paths: Sequence[str], size: int, resize: str = "squash") -> NDArray[np.uint8]:
-    """Decode many files, in parallel and with progress; uint8 (N, size, size).
+@dataclass(frozen=True)
+class Strength:
+    """How far each augmentation goes, and how often it is applied."""
+
+    degrees: float  # rotation to either side
+    shift: float  # of the side, in each direction
+    stretch: float  # of width and of height, each on its own
+    exposure: float  # of brightness and contrast
+    gamma: float  # largest exponent; the smallest is one over it
+    blur: float  # largest standard deviation, in pixels of a side of 224
+    quality: float  # lowest JPEG quality
+    area: float  # largest part that is erased
+    frame: float  # widest frame that is erased, as part of the side
+    chance: float  # of each of blur, JPEG, erasing and frame
+
+
+STRENGTHS = {
+    "light": Strength(5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25),
+    "strong": Strength(10, 0.10, 0.10, 0.2, 1.5, 2.0, 15, 0.15, 0.15, 0.5),
+}
+
+
+def augmentations(strength: str, size: int, flip: bool = False, always: bool = False) -> dict[str, nn.Module]:
+    """The random augmentations by name, in the order in which they are applied; parameters differ by image.
 
     Args:
-        root: the folder that `paths` are relative to.
-        paths: the catalog's paths.
-        size: side in pixels.
-        resize: as for `read_image`.
+        strength: `none`, `light` or `strong`.
+        size: side of the images in pixels.
+        flip: mirror half of the images; off by default, since the heart has a side.
+        always: apply each to every image, for figures.
+
+    Raises:
+        ValueError: an unknown strength.
     """
-    images = np.empty((len(paths), size, size), dtype=np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda path: read_image(root / path, size, resize), paths)
-        for index, image in enumerate(tqdm(decoded, "decoding", len(paths), leave=False, unit="image")):
-            images[index] = image
-    return images
+    if strength == "none":
+        return {}
+    if strength not in STRENGTHS:
+        raise ValueError(f"augment={strength!r}: expected none, {', '.join(STRENGTHS)}")
+    of = STRENGTHS[strength]
+    chance = 1.0 if always else of.chance
+    near = (1 - of.exposure, 1 + of.exposure)
+    scale = (1 - of.stretch, 1 + of.stretch)
+    blur = of.blur * size / 224  # pixels
+    sides = max(1, round(3 * blur)) * 2 + 1  # three standard deviations to either side
+    steps: dict[str, nn.Module] = {"flip": ka.RandomHorizontalFlip(p=1.0 if always else 0.5)} if flip else {}
+    return steps | {
+        "rotate, shift, stretch": ka.RandomAffine(of.degrees, (of.shift, of.shift), (*scale, *scale), p=1.0),
+        "brightness": ka.RandomBrightness(near, p=1.0),
+        "contrast": ka.RandomContrast(near, p=1.0),
+        "gamma": ka.RandomGamma((1 / of.gamma, of.gamma), p=1.0),
+        "blur": Sometimes(ka.RandomGaussianBlur((sides, sides), (0.2 * blur, blur), p=1.0), chance),
+        "JPEG": Sometimes(RandomJPEG(of.quality), chance),
+        "erase": Sometimes(ka.RandomErasing((0.02, of.area), (0.5, 2.0), value=GRAY, p=1.0), chance),
+        "erase frame": Sometimes(RandomFrame(of.frame), chance),
+    }
+
+
+class Augmentation(nn.Module):
+    """Random changes that leave the diagnosis as it is, for training batches; does nothing in evaluation mode.
+
+    Each image has random parameters of its own, drawn from PyTorch's global generator: after `seed_everything` the
+    same batch is changed in the same way.
+
+    Args:
+        strength: `none`, `light` or `strong`.
+        size: side of the images in pixels.
+        flip: as for `augmentations`.
+    """
+
+    def __init__(self, strength: str, size: int, flip: bool = False) -> None:
+        super().__init__()
+        self.strength, self.size, self.flip = strength, size, flip
+        self.steps = nn.Sequential(*augmentations(strength, size, flip).values())
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Change each image of a batch in its own way.
+
+        Args:
+            images: (B, 1, S, S), uint8 of 0…255 or float of 0…1.
+
+        Returns:
+            float32 (B, 1, S, S) of 0…1, which `Preparation` takes.
+        """
+        images = to_unit(images)
+        return self.steps(images) if self.training else images
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.strength!r}, size={self.size}, flip={self.flip}"
+
+
+class Sometimes(nn.Module):
+    """Apply a step to some images of a batch, each chosen with the same chance, and compute nothing for the others."""
+
+    def __init__(self, step: nn.Module, chance: float) -> None:
+        super().__init__()
+        self.step, self.chance = step, chance
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) to the same."""
+        chosen = torch.nonzero(torch.rand(len(images)) < self.chance).squeeze(1).to(images.device, non_blocking=True)
+        return images.index_copy(0, chosen, self.step(images[chosen])) if len(chosen) else images
+
+
+class RandomJPEG(nn.Module):
+    """What JPEG compression at a random quality leaves, so that compression no longer goes with the class."""
+
+    def __init__(self, lowest: float, highest: float = 95) -> None:
+        super().__init__()
+        self.lowest, self.highest = lowest, highest
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) to the same."""
+        return jpeg(images, _uniform(images, self.lowest, self.highest))
+
+
+class RandomFrame(nn.Module):
+    """Erase a frame of random width, where letters and collimation tell the class without the lungs."""
+
+    def __init__(self, widest: float, narrowest: float = 0.02) -> None:
+        super().__init__()
+        self.narrowest, self.widest = narrowest, widest
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) to the same."""
+        sides = [(torch.arange(side, device=images.device) + 0.5) / side for side in images.shape[2:]]
+        y, x = (torch.minimum(side, 1 - side) for side in sides)  # distance from the nearer edge, as part of the side
+        width = _uniform(images, self.narrowest, self.widest).view(-1, 1, 1, 1)
+        return torch.where(torch.minimum(y[:, None], x) >= width, images, GRAY)
+
+
+def _uniform(images: Tensor, low: float, high: float) -> Tensor:
+    """A random number for each image, (B,), drawn on the CPU so that every device sees the same ones."""
+    return torch.empty(len(images)).uniform_(low, high).to(images, non_blocking=True)
+
+
+# Luminance table of the JPEG standard, ITU-T T.81, Annex K.1.
+LUMINANCE = (
+    (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56), (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99),
+)  # fmt: skip
+
+
+def jpeg(images: Tensor, quality: Tensor) -> Tensor:
+    """Compress and decompress gray images as JPEG does, on their device: quantise the cosine transform of 8×8 blocks.
+
+    Args:
+        images: float (B, 1, H, W) of 0…1.
+        quality: float (B,) of 1…100, on the scale of the Independent JPEG Group.
+
+    Returns:
+        float (B, 1, H, W) of 0…1.
+    """
+    height, width = images.shape[2:]
+    frequency = torch.arange(8, device=images.device, dtype=images.dtype)
+    cosine = torch.cos((2 * frequency + 1) * frequency[:, None] * math.pi / 16) / 2  # (frequency, position)
+    cosine[0] /= math.sqrt(2)
+    transform = torch.kron(cosine, cosine)  # (64, 64): of a block's 8×8 pixels
+    percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
+    table = images.new_tensor(LUMINANCE).view(1, 64, 1) * percent.view(-1, 1, 1)
+    table = ((table + 50) / 100).floor().clamp(1, 255)  # (B, 64, 1)
+    padded = functional.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
+    waves = transform @ functional.unfold(padded, 8, stride=8)  # (B, 64, blocks)
+    waves.div_(table).round_().mul_(table)
+    pixels = functional.fold(transform.T @ waves, padded.shape[2:], 8, stride=8)
+    return pixels.add_(128).round_().clamp_(0, 255).div_(255)[:, :, :height, :width]

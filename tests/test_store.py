@@ -1,0 +1,272 @@
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from xray_helpers import store as module
+from xray_helpers.catalog import build_catalog
+from xray_helpers.decoding import read_image
+from xray_helpers.store import build_store
+
+BUILD = """
+import sys
+from pathlib import Path
+from xray_helpers.catalog import build_catalog
+from xray_helpers.store import build_store
+root, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+store = build_store(root, build_catalog(root), folder, size)
+print(store.checksum)
+"""
+
+
+@pytest.fixture
+def few(tiny, tmp_path):
+    """A copy of some files, to be damaged: 10 a class, and the broken ones."""
+    root = tmp_path / "chest_xray"
+    for label in ("NORMAL", "PNEUMONIA"):
+        (root / "train" / label).mkdir(parents=True)
+        for path in sorted((tiny / "chest_xray" / "train" / label).glob("*.jpeg"))[:10]:
+            shutil.copy(path, root / "train" / label)
+    shutil.copy(tiny / "chest_xray/train/PNEUMONIA/person9001_bacteria_9001.jpeg", root / "train" / "PNEUMONIA")
+    return root
+
+
+@pytest.fixture
+def many(few, tmp_path):
+    """The same pictures under 1,500 names, so that building takes a while."""
+    files = [path for path in sorted(few.glob("*/*/*")) if "9001" not in path.name]
+    for number in range(1500):
+        target = tmp_path / "many" / files[number % 20].relative_to(few).with_name(f"{number}.jpeg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(files[number % 20], target)
+    return tmp_path / "many"
+
+
+def start(root, folder, size):
+    command = [sys.executable, "-c", BUILD, str(root), str(folder), str(size)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad", "crop"])
+def test_it_holds_each_readable_image_as_decoded(tiny, catalog, tmp_path, resize):
+    root = tiny / "chest_xray"
+    store = build_store(root, catalog, tmp_path, 32, resize)
+    readable = catalog.loc[catalog["error"] == "", "path"]
+    assert list(store.rows) == readable.tolist()
+    assert store.images.shape == (len(readable), 32, 32)
+    assert store.images.dtype == np.uint8
+    assert not store.left_out
+    for path in readable:
+        assert (store.images[store.rows[path]] == read_image(root / path, 32, resize)).all()
+
+
+def test_several_processes_give_the_same_bytes_as_one(tiny, catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 32 * 32 * 7)  # many tasks, the last one smaller
+    several = build_store(tiny / "chest_xray", catalog, tmp_path / "several", 32)
+    monkeypatch.setattr(module, "PROCESSES", 1)
+    one = build_store(tiny / "chest_xray", catalog, tmp_path / "one", 32)
+    assert several.file.read_bytes() == one.file.read_bytes()
+
+
+def test_reading_keeps_the_order_asked_for_and_returns_copies(tiny, catalog, tmp_path):
+    store = build_store(tiny / "chest_xray", catalog, tmp_path, 32)
+    paths = list(store.rows)[5:0:-1]
+    images = store.read(paths)
+    images[:] = 0
+    for path, image in zip(paths, store.read(paths), strict=True):
+        assert (image == store.images[store.rows[path]]).all()
+        assert image.any()
+    with pytest.raises(KeyError, match="1 images are not in .*such as other.png: these are other files"):
+        store.read(["other.png"])
+
+
+def test_the_second_time_it_is_opened_and_not_built(few, tmp_path, capsys):
+    catalog = build_catalog(few)
+    first = build_store(few, catalog, tmp_path / "store", 32)
+    assert "20 images" in capsys.readouterr().out
+    shutil.rmtree(few)
+    second = build_store(few, catalog, tmp_path / "store", 32)
+    assert second == first
+    assert capsys.readouterr().out == ""
+
+
+def test_size_and_policy_have_stores_of_their_own(few, tmp_path):
+    catalog = build_catalog(few)
+    stores = [build_store(few, catalog, tmp_path, *kind) for kind in ((32, "squash"), (40, "squash"), (32, "crop"))]
+    assert len({store.file for store in stores}) == 3
+    assert all(store.file.is_file() for store in stores)
+
+
+@pytest.mark.parametrize("change", ["another picture", "one file more", "one file less", "new version"])
+def test_a_stale_store_is_replaced(few, tmp_path, monkeypatch, change):
+    old = build_store(few, build_catalog(few), tmp_path / "store", 32)
+    victim = few / next(iter(old.rows))
+    if change == "another picture":
+        Image.new("L", (50, 50), 200).save(victim)
+    elif change == "one file more":
+        Image.new("L", (50, 50), 200).save(victim.with_name("new.png"))
+    elif change == "one file less":
+        victim.unlink()
+    else:
+        monkeypatch.setattr(module, "VERSION", 999)
+    catalog = build_catalog(few)
+    new = build_store(few, catalog, tmp_path / "store", 32)
+    assert new.file != old.file
+    assert not old.file.exists()
+    for path in catalog.loc[catalog["error"] == "", "path"]:
+        assert (new.read([path])[0] == read_image(few / path, 32)).all()
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "one bit", "other array", "no array", "no index", "cut index", "other index"]
+)
+def test_a_damaged_store_is_made_anew(few, tmp_path, capsys, damage):
+    catalog = build_catalog(few)
+    store = build_store(few, catalog, tmp_path / "store", 32)
+    intact, index = store.file.read_bytes(), store.file.with_suffix(".json")
+    content = json.loads(index.read_text())
+    {
+        "cut": lambda: os.truncate(store.file, len(intact) // 2),
+        "empty": lambda: os.truncate(store.file, 0),
+        "one bit": lambda: store.file.write_bytes(intact[:5000] + bytes([intact[5000] ^ 1]) + intact[5001:]),
+        "other array": lambda: np.save(store.file, np.zeros((3, 3))),
+        "no array": store.file.unlink,
+        "no index": index.unlink,
+        "cut index": lambda: os.truncate(index, 40),
+        "other index": lambda: index.write_text(json.dumps({**content, "surprise": 1})),
+    }[damage]()
+    capsys.readouterr()
+    again = build_store(few, catalog, tmp_path / "store", 32)
+    assert again == store
+    assert again.file.read_bytes() == intact
+    printed = capsys.readouterr().out
+    assert "decoded in" in printed
+    assert ("made anew" in printed) == (damage not in ("no array", "no index"))
+
+
+def test_what_cannot_be_decoded_is_left_out_by_name(few, tmp_path, capsys):
+    catalog = build_catalog(few)
+    victim = catalog.loc[catalog["error"] == "", "path"].iloc[0]
+    (few / victim).write_bytes((few / victim).read_bytes()[:300])  # damaged since the catalog was made
+    store = build_store(few, catalog, tmp_path, 32)
+    assert list(store.left_out) == [victim]
+    assert victim not in store.rows
+    assert f"left out: {victim}: " in capsys.readouterr().out
+    with pytest.raises(KeyError, match=victim):
+        store.read([victim])
+
+
+def test_an_image_that_is_gone_is_an_error_and_leaves_nothing(few, tmp_path):
+    catalog = build_catalog(few)
+    victim = catalog.loc[catalog["error"] == "", "path"].iloc[0]
+    (few / victim).unlink()
+    with pytest.raises(FileNotFoundError, match=victim.split("/")[-1]):
+        build_store(few, catalog, tmp_path / "store", 32)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [".images.lock"]
+
+
+def test_nothing_to_decode_is_an_error(few, tmp_path):
+    catalog = build_catalog(few)
+    with pytest.raises(ValueError, match="no readable image"):
+        build_store(few, catalog[catalog["error"] != ""], tmp_path / "store", 32)
+    for path in few.glob("*/*/*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="none of 20 images could be decoded"):
+        build_store(few, catalog, tmp_path / "store", 32)
+    with pytest.raises(ValueError, match="expected squash, pad, crop"):
+        build_store(few, catalog, tmp_path / "store", 32, "stretch")
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 100))
+    with pytest.raises(OSError, match="the image store needs"):
+        build_store(few, build_catalog(few), tmp_path / "store", 32)
+    assert not list((tmp_path / "store").glob("*images-*"))
+
+
+def test_killed_while_building_it_leaves_the_old_store_and_starts_again(many, tmp_path):
+    catalog, folder = build_catalog(many), tmp_path / "store"
+    small = build_store(many, catalog, folder, 32)
+    before = small.file.read_bytes()
+    process = start(many, folder, 600)
+    wait_for(lambda: list(folder.glob(".images-*.partial.npy")))
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert list(folder.glob(".images-*.partial.npy"))  # it was in the middle
+    assert [path.name for path in folder.glob("images-*.npy")] == [small.file.name]
+    assert small.file.read_bytes() == before
+    wait_for(lambda: not any(child.is_running() for child in children))
+    store = build_store(many, catalog, folder, 600)
+    assert not list(folder.glob(".images-*.partial*"))
+    for path in list(store.rows)[::100]:
+        assert (store.read([path])[0] == read_image(many / path, 600)).all()
+
+
+def test_two_that_build_at_once_do_not_disturb_each_other(many, tmp_path):
+    processes = [start(many, tmp_path / "store", 200) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sum("decoded in" in out for out, _ in outputs) == 1
+    assert outputs[0][0].split()[-1] == outputs[1][0].split()[-1]
+
+
+def test_memory_does_not_grow_with_the_number_of_images(many, tmp_path):
+    """The array is 94 MB at first, then 1.5 GB."""
+    catalog, peaks = build_catalog(many), []
+    for count in (94, 1500):
+        root = tmp_path / str(count)
+        for path in catalog["path"].head(count):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            os.link(many / path, root / path)
+        process, peak = start(root, tmp_path / f"store {count}", 1000), 0
+        while process.poll() is None:
+            try:
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                peak = max(peak, sum(member.memory_info().rss for member in family))
+            except psutil.NoSuchProcess:
+                continue
+            time.sleep(0.02)
+        output = process.communicate()
+        assert process.returncode == 0, output
+        peaks.append(peak / 1e6)
+    assert peaks[1] < peaks[0] + 60, peaks
+    assert peaks[1] < 1000
+
+
+def _first_image(store):
+    return store.images[0].tobytes()
+
+
+def test_sent_to_another_process_it_is_a_path_and_not_the_images(many, tmp_path):
+    store = build_store(many, build_catalog(many), tmp_path, 128)
+    first = store.images[0].tobytes()
+    assert len(pickle.dumps(store)) < 100_000 < store.images.nbytes
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_first_image, (store,)) == first
+
+
+def test_a_script_without_a_main_guard_can_build(few, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import xray_helpers.store as module\nmodule.CHUNK = 32 * 32 * 4\n{BUILD}")
+    command = [sys.executable, str(script), str(few), str(tmp_path / "store"), "32"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("decoded in") == 1
