@@ -11,13 +11,14 @@ from xray_helpers.plots import (
     distributions,
     gallery,
     mean_images,
+    rates,
     scatter,
     share_intervals,
     shared_images,
     show,
     style,
 )
-from xray_helpers.plots.style import COLOURS, FOLDERS
+from xray_helpers.plots.style import COLOURS, GROUPS
 
 WIDTHS = pd.DataFrame(
     [
@@ -50,7 +51,11 @@ def close_figures():
     plt.close("all")
 
 
+SPEEDS = pd.DataFrame({"name": ["usual", "ours"], "rate": [200.0, 5000.0]})
+
+
 DRAWN = {
+    "rates": (lambda ax=None: rates(SPEEDS, "How fast?", ax=ax), ["usual 200 (1 ×)", "ours 5,000 (25 ×)"]),
     "share_intervals": (lambda ax=None: share_intervals(WIDTHS, "How wide?", ax=ax), ["few", "64.0% to 96.5%"]),
     "distributions": (
         lambda ax=None: distributions(IMAGES, "width", "label", "width in pixels", "Widths", ax=ax),
@@ -173,7 +178,7 @@ def test_classes_of_other_datasets_get_colours_of_their_own():
 
 
 def test_folders_do_not_wear_the_colours_of_classes():
-    assert not {colour(name) for name in FOLDERS} & set(COLOURS.values())
+    assert not {colour(name) for name in GROUPS} & set(COLOURS.values())
 
 
 def test_a_gallery_shows_each_image_with_its_title():

@@ -194,6 +194,28 @@ def auc_intervals(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     )
 
 
+def rates(table: pd.DataFrame, title: str, xlabel: str = "images a second", ax: Axes | None = None) -> Axes:
+    """Bars of rates on a logarithmic axis, each with its value and how many times the first it is.
+
+    Args:
+        table: one row a bar, with columns name and rate.
+        title: title of the figure.
+        xlabel: what the rate counts.
+        ax: where to draw.
+    """
+    ax = ax or plt.subplots(figsize=(8, 0.5 * len(table) + 1.4), layout="constrained")[1]
+    first = table["rate"].iloc[0]
+    texts = [f"{rate:,.0f} ({rate / first:.3g} ×)" for rate in table["rate"]]
+    bars = ax.barh(table["name"], table["rate"], color=[NEUTRAL] + [GOOD] * (len(table) - 1))
+    ax.bar_label(bars, texts, padding=5)
+    ax.set_xscale("log")
+    ax.set(xlim=(first / 5, 12 * table["rate"].max()), xlabel=f"{xlabel} (logarithmic)")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.grid(visible=False, axis="y")
+    ax.invert_yaxis()
+    return describe(ax, title, [f"{name} {text}" for name, text in zip(table["name"], texts, strict=True)])
+
+
 def _draw_intervals(
     ax: Axes, place: NDArray[Any], values: pd.Series, rows: pd.DataFrame, texts: list[str], position: int, **style: Any
 ) -> None:

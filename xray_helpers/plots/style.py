@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 # Told apart by colour-blind readers and in grayscale (from light to dark); hatches help in print.
 COLOURS = {"NORMAL": "#9CCBEB", "normal": "#9CCBEB", "bacterial": "#DD7A32", "viral": "#5E2A73", "PNEUMONIA": "#A63C1C"}
 HATCHES = {"NORMAL": "", "normal": "", "bacterial": "//", "viral": "..", "PNEUMONIA": "xx"}
-FOLDERS = {"train": "#3D3D3D", "val": "#9A9A9A", "test": "#3E8E7E"}
+GROUPS = {  # what is no class
+    "train": "#3D3D3D", "val": "#9A9A9A", "test": "#3E8E7E", "plain": "#3D3D3D", "balanced": "#3E8E7E",
+}  # fmt: skip
 OTHERS = ("#9CCBEB", "#DD7A32", "#5E2A73", "#4F9D69", "#2B2D42")  # classes of other datasets, in order
 MARKERS, LINES = ("o", "s", "D", "^", "v"), ("-", "--", ":", "-.", "-")
 GOOD, BAD, NEUTRAL = "#3A6EA5", "#A63C1C", "#7A7A7A"
@@ -32,7 +34,7 @@ def use_house_style() -> None:
 
 def colour(name: str, position: int = 0) -> str:
     """The colour of a class or cause, the same in every figure; by `position` for classes of other datasets."""
-    return {**COLOURS, **FOLDERS}.get(name, OTHERS[position % len(OTHERS)])
+    return {**COLOURS, **GROUPS}.get(name, OTHERS[position % len(OTHERS)])
 
 
 def show(drawn: Axes | Figure, whose: str, alt: str = "") -> None:
@@ -53,7 +55,7 @@ def show(drawn: Axes | Figure, whose: str, alt: str = "") -> None:
 
 def in_order(names: Sequence[Any]) -> list[str]:
     """Class names in the series' order, those of other datasets by alphabet."""
-    known = [name for name in (*COLOURS, *FOLDERS) if name in names]
+    known = [name for name in (*COLOURS, *GROUPS) if name in names]
     return known + sorted(str(name) for name in names if name not in known)
 
 
