@@ -7,7 +7,7 @@ import pytest
 from xray_helpers.files import project_root
 
 FLOORS = {
-    "files": 0, "device": 0, "drawing": 0, "decoding": 0,
+    "files": 0, "device": 0, "drawing": 0, "decoding": 0, "jpeg": 0,
     "settings": 1, "phantoms": 1, "archives": 1,
     "download": 2, "catalog": 2,
     "splits": 3, "transforms": 3, "store": 3,

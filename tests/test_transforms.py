@@ -1,11 +1,8 @@
-import io
 import json
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.models import ResNet18_Weights
 
 from xray_helpers.decoding import read_image
@@ -19,7 +16,6 @@ from xray_helpers.transforms import (
     RandomJPEG,
     Sometimes,
     augmentations,
-    jpeg,
     to_unit,
 )
 
@@ -159,24 +155,6 @@ class TestAugmentation:
 
 def _mirrored(image):
     return image[..., :32].mean() > image[..., 32:].mean()
-
-
-@pytest.mark.parametrize("quality", [15, 40, 75, 95])
-def test_jpeg_does_what_a_real_encoder_does(batch, quality):
-    ours = jpeg(to_unit(batch), torch.full((8,), float(quality))) * 255
-    for image, made in zip(batch, ours, strict=True):
-        stream = io.BytesIO()
-        Image.fromarray(image[0].numpy()).save(stream, "JPEG", quality=quality)
-        real = np.asarray(Image.open(stream)).astype(float)
-        # The encoder computes with integers: a level more or less here and there.
-        assert np.abs(real - made[0].numpy()).mean() < min(0.4, 0.5 * np.abs(real - image[0].numpy()).mean())
-
-
-def test_jpeg_takes_each_image_at_its_own_quality(batch):
-    pair = to_unit(batch[:1].expand(2, -1, -1, -1))
-    low, high = jpeg(pair, torch.tensor([10.0, 95.0]))
-    assert torch.equal(low[None], jpeg(pair[:1], torch.tensor([10.0])))
-    assert (low - pair[0]).abs().mean() > 5 * (high - pair[0]).abs().mean()
 
 
 def test_a_step_with_a_chance_changes_that_share_of_the_images_and_not_its_input(batch):

@@ -6,12 +6,13 @@ import json
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import joblib
+import loky
 import numpy as np
 import pandas as pd
 from filelock import FileLock
@@ -150,27 +151,11 @@ def checksum(file: Path) -> int:
 
 
 def _build(root: Path, paths: list[str], file: Path, size: int, resize: str) -> ImageStore:
-    """Decode all images, in parallel; first the array takes its name, then the index that vouches for it."""
-    start, image = time.perf_counter(), size * size
-    check_disk(file.parent, len(paths) * image, "the image store")
-    chunk = max(1, CHUNK // image)
-    tasks = [paths[first : first + chunk] for first in range(0, len(paths), chunk)]
-    processes = min(PROCESSES, joblib.cpu_count(), len(tasks))
-    # Joblib's processes need no `if __name__ == "__main__"` in the script that calls this, on any system.
-    parallel = joblib.Parallel(n_jobs=processes, return_as="generator")
+    """Decode all images; first the array takes its name, then the index that vouches for it."""
+    start = time.perf_counter()
+    check_disk(file.parent, len(paths) * size * size, "the image store")
     with atomic_file(file) as partial:
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
-        header = array.offset
-        del array
-        results = parallel(
-            joblib.delayed(decode_into)(partial, header + number * chunk * image, root, task, size, resize)
-            for number, task in enumerate(tasks)
-        )
-        errors: list[str] = []
-        with tqdm(total=len(paths), desc="decoding", leave=False, unit="image") as bar:
-            for done in results:
-                errors += done
-                bar.update(len(done))
+        errors = _decode(root, paths, partial, size, resize)
         left_out = {path: error for path, error in zip(paths, errors, strict=True) if error}
         if len(left_out) == len(paths):
             raise ValueError(f"none of {len(paths):,} images could be decoded, such as {paths[0]}: {errors[0]}")
@@ -180,9 +165,27 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str) -> 
     with atomic_file(file.with_suffix(".json")) as partial:
         content = {name: value for name, value in asdict(store).items() if name != "file"}
         partial.write_text(json.dumps(content, indent=0), encoding="utf-8")
-    seconds = time.perf_counter() - start
-    megabytes = file.stat().st_size / 1e6
+    seconds, megabytes = time.perf_counter() - start, file.stat().st_size / 1e6
     print(f"{file.name}: {len(rows):,} images, {megabytes:.0f} MB, decoded in {seconds:.1f} s")
     for path, error in left_out.items():
         print(f"left out: {path}: {error}")
     return store
+
+
+def _decode(root: Path, paths: list[str], file: Path, size: int, resize: str) -> list[str]:
+    """Fill a new array file, in parallel; returns for each path why it could not be decoded, or `""`."""
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
+    header = array.offset
+    del array  # processes write to the file itself: pages of a map would count as everybody's memory
+    chunk = max(1, CHUNK // (size * size))
+    starts = range(0, len(paths), chunk)
+    tasks = [(file, header + first * size * size, root, paths[first : first + chunk], size, resize) for first in starts]
+    processes = min(PROCESSES, loky.cpu_count(), len(tasks))
+    errors: list[str] = []
+    with tqdm(total=len(paths), desc="decoding", leave=False, unit="image") as bar, ExitStack() as stack:
+        # Loky's processes need no `if __name__ == "__main__"` in the script that calls this, on any system.
+        pool = stack.enter_context(loky.ProcessPoolExecutor(processes)) if processes > 1 else None
+        for done in (pool.map if pool else map)(decode_into, *zip(*tasks, strict=True)):
+            errors += done
+            bar.update(len(done))
+    return errors
