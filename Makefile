@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help report test lab render benchmark clean
+.PHONY: help report test lab train evaluate render benchmark clean
 
 # Each variable of the command line that is not an option of make's own becomes a setting, so that a misspelt one is
 # refused by name. Paths may hold spaces.
-OPTIONS := PYTHON ORIGINALS
+OPTIONS := PYTHON ORIGINALS PROCESSES MODEL FRESH
 GIVEN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
 $(foreach v,$(GIVEN),$(eval export XRAY_$v := $$($v)))
 
@@ -29,6 +29,12 @@ test: $(VENV)/installed-dev  ## lint, type-check, and run all tests
 lab: $(VENV)/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
+train: $(VENV)/installed  ## train a model, as notebook 05 does (PROCESSES=2 for several; FRESH=1 to start over)
+	@$(if $(PROCESSES),$(BIN)/accelerate launch $(LAUNCH) -m,$(BIN)/python -m) xray_helpers.training $(if $(FRESH),--fresh)
+
+evaluate: $(VENV)/installed  ## judge the newest run (or MODEL=folder) on validation, and open the test split
+	@$(BIN)/python -m xray_helpers.evaluation $(if $(MODEL),"$(MODEL)")
+
 render: $(VENV)/installed  ## refresh the outputs committed in notebooks/, on the synthetic sample
 	@$(BIN)/python tools/run_notebooks.py render
 
@@ -38,6 +44,10 @@ benchmark: $(VENV)/installed  ## measure this machine (ORIGINALS=zip of original
 
 clean:  ## remove the environment, the reports and everything made from data; keeps data/raw and models
 	rm -rf $(VENV) data/processed reports/*.html *.egg-info .mypy_cache .ruff_cache
+
+# --multi_gpu is Accelerate's word for several processes on one machine; without a GPU they share its CPU.
+LAUNCH = --num_processes $(PROCESSES) --num_machines 1 --mixed_precision no --dynamo_backend no \
+  $(if $(filter-out 1,$(PROCESSES)),--multi_gpu,--cpu)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=…" if sys.version_info < (3, 11) else 0)'

@@ -11,9 +11,10 @@ FLOORS = {
     "settings": 1, "phantoms": 1, "archives": 1,
     "download": 2, "catalog": 2,
     "splits": 3, "transforms": 3, "store": 3,
-    "dataset": 4,
-    "metrics": 5,
-    "shortcuts": 6,
+    "dataset": 4, "model": 4, "inference": 4,
+    "metrics": 5, "checkpoint": 5, "steps": 5,
+    "shortcuts": 6, "record": 6,
+    "training": 6.5, "evaluation": 7,
     "plots": 7,
 }  # fmt: skip
 PACKAGE = project_root() / "xray_helpers"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -125,12 +125,31 @@ class Loaders:
         train: shuffled, in batches of full size.
         val: in the manifest's order, with the last, smaller batch.
         classes: names in the order of their numbers.
+        manifest: the rows of all splits.
+        fingerprint: of the data's files.
     """
 
     train: DataLoader[Any]
     val: DataLoader[Any]
     classes: tuple[str, ...]
+    manifest: pd.DataFrame
+    fingerprint: str
     _test: DataLoader[Any] | None = None
+
+    @property
+    def train_set(self) -> XrayDataset:
+        """The dataset behind `train`."""
+        return cast(XrayDataset, self.train.dataset)
+
+    @property
+    def val_set(self) -> XrayDataset:
+        """The dataset behind `val`."""
+        return cast(XrayDataset, self.val.dataset)
+
+    @property
+    def test_set(self) -> XrayDataset:
+        """The dataset behind `test`."""
+        return cast(XrayDataset, self.test.dataset)
 
     @property
     def test(self) -> DataLoader[Any]:
@@ -196,4 +215,5 @@ def make_loaders(settings: Settings, test: bool = False) -> Loaders:
             **shared,
         )
 
-    return Loaders(load("train"), load("val"), classes, load("test") if test else None)
+    opened = load("test") if test else None
+    return Loaders(load("train"), load("val"), classes, manifest, store.fingerprint, opened)

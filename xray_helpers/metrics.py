@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
 
 Floats = NDArray[np.float64]
 DRAWS = 2000
@@ -83,3 +85,105 @@ def _weighted_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -
     with np.errstate(invalid="ignore"):
         area: Floats = wins / (ups.sum(axis=1) * downs.sum(axis=1))
     return area
+
+
+def evaluate(
+    truth: ArrayLike, probability: ArrayLike, patients: Sequence[object] | pd.Series, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Any]:
+    """The numbers that judge a model's probabilities, over all images at once.
+
+    Args:
+        truth: class numbers 0 … C - 1, (N,).
+        probability: of class 1, (N,); or one column a class, (N, C).
+        patients: whose image each is, (N,).
+        draws: bootstrap draws.
+        seed: their seed.
+
+    Returns:
+        n, patients, prevalence (share of class 1, or of each class), loss (mean negative log-likelihood), auc, and
+        `at`: rule → threshold and accuracy (`0.5`, or for more classes `argmax` without a threshold). AUC and
+        accuracy have value, low and high: 95% by bootstrap over patients.
+
+    Raises:
+        ValueError: as `auc_interval`, or a probability outside of 0 … 1.
+    """
+    labels, table = np.asarray(truth), np.asarray(probability, dtype=float)
+    auc = auc_interval(labels, table, patients, draws, seed)
+    binary = table.ndim == 1
+    accuracy = mean_interval(_decided(table) == labels, patients, draws, seed)
+    rule = {"0.5": {"threshold": 0.5, "accuracy": accuracy}} if binary else {"argmax": {"accuracy": accuracy}}
+    shares = np.bincount(labels, minlength=2 if binary else table.shape[1]) / len(labels)
+    return {
+        "n": len(labels),
+        "patients": int(pd.Series(patients).nunique()),
+        "prevalence": float(shares[1]) if binary else shares.tolist(),
+        "loss": scores(labels, table)["loss"],
+        "auc": auc,
+        "at": rule,
+    }
+
+
+def scores(truth: ArrayLike, probability: ArrayLike) -> dict[str, float]:
+    """Loss, AUC and accuracy (at 0.5, or of the likeliest class) over all images at once, without intervals.
+
+    The AUC is NaN where a class has no image.
+
+    Args:
+        truth: class numbers, (N,).
+        probability: of class 1, (N,); or one column a class, (N, C).
+
+    Raises:
+        ValueError: a probability outside of 0 … 1.
+    """
+    labels, table = np.asarray(truth), np.asarray(probability, dtype=float)
+    if not (table.min() >= 0 and table.max() <= 1):
+        raise ValueError(f"probabilities from {table.min():.3g} to {table.max():.3g}: expected 0 to 1")
+    columns = np.stack([1 - table, table], axis=1) if table.ndim == 1 else table  # (N, C)
+    of_truth = columns[np.arange(len(labels)), labels].clip(1e-12)
+    once = np.ones((1, len(labels)))
+    areas = [
+        _weighted_auc(labels == c, columns[:, c], once)[0] for c in range(1 if table.ndim == 1 else 0, columns.shape[1])
+    ]
+    return {
+        "loss": float(-np.log(of_truth).mean()),
+        "auc": float(np.mean(areas)),
+        "accuracy": float((_decided(table) == labels).mean()),
+    }
+
+
+def _decided(table: Floats) -> NDArray[np.int_]:
+    """Class numbers: 1 from a probability of 0.5 upwards, or the likeliest of several, (N,)."""
+    return (table >= 0.5).astype(int) if table.ndim == 1 else table.argmax(axis=1)
+
+
+def mean_interval(
+    values: ArrayLike, patients: Sequence[object] | pd.Series, draws: int = DRAWS, seed: int = 0
+) -> dict[str, float]:
+    """A mean over images with its 95% interval by bootstrap over patients; value, low, high."""
+    numbers = np.asarray(values, dtype=float)
+    owner = pd.factorize(pd.Series(patients))[0]  # (N,)
+    sums, sizes = np.bincount(owner, numbers), np.bincount(owner)
+    picked = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
+    low, high = np.quantile((picked @ sums) / (picked @ sizes), (0.025, 0.975))
+    return {"value": float(numbers.mean()), "low": float(low), "high": float(high)}
+
+
+def platt(truth: ArrayLike, logits: ArrayLike) -> dict[str, float]:
+    """Slope and intercept that turn logits into calibrated log-odds (Platt 1999); fit on validation only.
+
+    Platt's smoothed targets keep them finite where the classes are told apart without an error.
+
+    Args:
+        truth: 0 or 1, (N,).
+        logits: log-odds of class 1, (N,).
+
+    Returns:
+        slope, intercept.
+    """
+    labels, scores = np.asarray(truth), np.asarray(logits, dtype=float).reshape(-1, 1)
+    ones = int(labels.sum())
+    target = np.where(labels == 1, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))
+    both = np.concatenate([scores, scores])
+    model = LogisticRegression(C=1e6, max_iter=1000)
+    model.fit(both, np.repeat([1, 0], len(labels)), sample_weight=np.concatenate([target, 1 - target]))
+    return {"slope": float(model.coef_[0, 0]), "intercept": float(model.intercept_[0])}

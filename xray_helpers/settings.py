@@ -54,7 +54,7 @@ class Settings:
     augment: str = _setting("light", "strength of augmentation", ("none", "light", "strong"))
     batch_size: int = _setting(0, "images a step (0: by data source)", least=1)
     epochs: int = _setting(0, "epochs of fine-tuning (0: by data source)", least=1)
-    learning_rate: float = _setting(1e-3, "highest learning rate, that of the head", least=1e-8)
+    learning_rate: float = _setting(3e-4, "highest learning rate of fine-tuning, that of the head", least=1e-8)
     seed: int = _setting(0, "seed of the training", least=0)
     device: str = _setting("auto", "where to compute", ("auto", "cuda", "mps", "cpu"))
     precision: str = _setting("auto", "arithmetic of the network", ("auto", "float32", "bf16", "fp16"))

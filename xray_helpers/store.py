@@ -38,6 +38,7 @@ class ImageStore:
         resize: how they became square.
         rows: path → row of the array.
         left_out: path → why this image could not be decoded.
+        fingerprint: of the catalog that it was built from.
         checksum: CRC-32 of the file.
     """
 
@@ -46,6 +47,7 @@ class ImageStore:
     resize: str
     rows: dict[str, int]
     left_out: dict[str, str]
+    fingerprint: str
     checksum: int
 
     @cached_property
@@ -110,14 +112,15 @@ def build_store(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resi
     if not paths:
         raise ValueError("the catalog holds no readable image")
     kind = f"images-{resize}-{size}"
-    file = folder / f"{kind}-{fingerprint(catalog)}-v{VERSION}.npy"
+    of = fingerprint(catalog)
+    file = folder / f"{kind}-{of}-v{VERSION}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".images.lock"):
         store = open_store(file)
         if store is None:
             for leftover in folder.glob(".images-*.partial*"):  # of a process that was killed
                 leftover.unlink()
-            store = _build(root, paths, file, size, resize)
+            store = _build(root, paths, file, size, resize, of)
             for old in folder.glob(f"{kind}-*"):  # of files that are no longer these
                 if old.stem != file.stem:
                     old.unlink()
@@ -150,7 +153,7 @@ def checksum(file: Path) -> int:
     return value
 
 
-def _build(root: Path, paths: list[str], file: Path, size: int, resize: str) -> ImageStore:
+def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, of: str) -> ImageStore:
     """Decode all images; first the array takes its name, then the index that vouches for it."""
     start = time.perf_counter()
     check_disk(file.parent, len(paths) * size * size, "the image store")
@@ -161,7 +164,7 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str) -> 
             raise ValueError(f"none of {len(paths):,} images could be decoded, such as {paths[0]}: {errors[0]}")
         value = checksum(partial)
     rows = {path: row for row, path in enumerate(paths) if path not in left_out}
-    store = ImageStore(file, size, resize, rows, left_out, value)
+    store = ImageStore(file, size, resize, rows, left_out, of, value)
     with atomic_file(file.with_suffix(".json")) as partial:
         content = {name: value for name, value in asdict(store).items() if name != "file"}
         partial.write_text(json.dumps(content, indent=0), encoding="utf-8")

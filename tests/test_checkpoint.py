@@ -1,0 +1,145 @@
+import json
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from xray_helpers.checkpoint import (
+    BEST,
+    CARD,
+    LAST,
+    CheckpointError,
+    Inference,
+    load_model,
+    load_state,
+    read_about,
+    save_best,
+    save_state,
+    write_about,
+)
+from xray_helpers.model import build_model
+from xray_helpers.transforms import Preparation
+
+ABOUT = Inference(
+    arch="resnet18",
+    classes=("NORMAL", "PNEUMONIA"),
+    preparation=Preparation(64, "pad"),
+    epoch=2,
+    val_loss=0.25,
+    calibration={"slope": 0.9, "intercept": 0.1},
+    operating_points={"0.5": 0.5},
+    data="sample",
+    fingerprint="abc",
+    weights="none",
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = build_model("resnet18", 1, "none").eval()
+    torch.nn.init.normal_(model.fc.weight)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    save_best(tmp_path, model, ABOUT)
+    return tmp_path
+
+
+def test_a_saved_model_predicts_the_same_and_knows_what_it_needs(folder, model):
+    loaded = load_model(folder)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(loaded(images), model(images))
+    assert not loaded.training
+    assert loaded.about == ABOUT
+    assert loaded.about.num_outputs == 1
+
+
+def test_what_is_known_goes_to_json_and_back_with_infinities(folder):
+    write_about(folder, replace(ABOUT, val_loss=float("inf"), classes=("a", "b", "c")))
+    about = read_about(folder)
+    assert about.val_loss == float("inf")
+    assert about.num_outputs == 3
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    state = {"epoch": 3, "model": {"weight": torch.rand(5)}, "history": [{"loss": 0.5}], "classes": ("a", "b")}
+    assert load_state(tmp_path) is None
+    save_state(tmp_path, state)
+    loaded = load_state(tmp_path)
+    assert torch.equal(loaded["model"]["weight"], state["model"]["weight"])
+    assert {name: loaded[name] for name in ("epoch", "history", "classes")} == {
+        "epoch": 3, "history": [{"loss": 0.5}], "classes": ("a", "b"),
+    }  # fmt: skip
+
+
+def test_saving_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
+    save_state(tmp_path, {"epoch": 1})
+
+    def full(_, file):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path, {"epoch": 2})
+    assert load_state(tmp_path)["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+@pytest.mark.parametrize("name", [LAST, BEST, CARD])
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign"])
+def test_a_damaged_file_is_one_clear_error(folder, name, damage):
+    save_state(folder, {"epoch": 1, "model": {"weight": torch.rand(1000)}})
+    file = folder / name
+    size = file.stat().st_size
+    if damage == "foreign":
+        file.write_bytes(b"This is something else. " * (size // 24 + 1))
+        os.truncate(file, size)
+    else:
+        os.truncate(file, size // 2 if damage == "cut" else 0)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_state(folder) if name == LAST else load_model(folder)
+
+
+def test_a_pickle_with_code_in_it_never_runs(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    (tmp_path / LAST).write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError):
+        load_state(tmp_path)
+    torch.save({"version": 1, "model": Evil()}, tmp_path / LAST)
+    with pytest.raises(CheckpointError):
+        load_state(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_architecture_or_class_count_are_refused(folder, model):
+    write_about(folder, replace(ABOUT, arch="resnet34"))
+    with pytest.raises(CheckpointError, match="does not fit resnet34"):
+        load_model(folder)
+    write_about(folder, replace(ABOUT, classes=("a", "b", "c")))
+    with pytest.raises(CheckpointError, match="does not fit resnet18"):
+        load_model(folder)
+
+
+def test_a_newer_format_is_refused(folder):
+    content = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**content, "version": 99}))
+    with pytest.raises(CheckpointError, match="is of format 99; this package reads up to 1"):
+        load_model(folder)
+    save_state(folder, {})
+    torch.save({"version": 99}, folder / LAST)
+    with pytest.raises(CheckpointError, match="is of format 99"):
+        load_state(folder)
+
+
+def test_a_folder_without_a_model_says_what_to_do(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no finished model .* Train it first"):
+        load_model(tmp_path)
