@@ -41,6 +41,7 @@ render: $(VENV)/installed  ## refresh the outputs committed in notebooks/, on th
 benchmark: $(VENV)/installed  ## measure this machine (ORIGINALS=zip of original-size images, to measure on them too)
 	@$(BIN)/python benchmarks/spine.py $(if $(ORIGINALS),"$(ORIGINALS)")
 	@$(BIN)/python benchmarks/loading.py $(if $(ORIGINALS),"$(ORIGINALS)")
+	@$(BIN)/python benchmarks/training.py $(if $(ORIGINALS),"$(ORIGINALS)")
 
 clean:  ## remove the environment, the reports and everything made from data; keeps data/raw and models
 	rm -rf $(VENV) data/processed reports/*.html *.egg-info .mypy_cache .ruff_cache

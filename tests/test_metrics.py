@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from xray_helpers.metrics import _weighted_auc, auc_interval, share_interval
+from xray_helpers.metrics import _weighted_auc, auc_interval, evaluate, mean_interval, platt, scores, share_interval
 
 
 def test_a_share_has_wilson_s_interval():
@@ -88,3 +88,59 @@ def test_input_without_an_answer_is_an_error(truth, scores, message):
 
 def test_constant_scores_are_chance():
     assert auc_interval([0, 1, 1], [0.7] * 3, list("abc"), draws=50) == {"value": 0.5, "low": 0.5, "high": 0.5}
+
+
+class TestEvaluate:
+    TRUTH = np.array([0, 0, 1, 1, 1, 0])
+    PROBABILITY = np.array([0.1, 0.6, 0.9, 0.4, 0.8, 0.2])
+    PATIENTS = tuple("aabbcd")
+
+    def test_numbers_worked_out_by_hand(self):
+        found = evaluate(self.TRUTH, self.PROBABILITY, self.PATIENTS, draws=50)
+        assert found["n"] == 6
+        assert found["patients"] == 4
+        assert found["prevalence"] == 0.5
+        assert found["at"]["0.5"]["threshold"] == 0.5
+        assert found["at"]["0.5"]["accuracy"]["value"] == pytest.approx(4 / 6)
+        assert found["auc"]["value"] == pytest.approx(8 / 9)
+        assert found["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.9, 0.4, 0.8, 0.8]).mean())
+
+    def test_more_classes(self):
+        table = np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.4, 0.5, 0.1]])
+        found = evaluate([0, 1, 2, 0], table, list("abcd"), draws=50)
+        assert found["at"]["argmax"]["accuracy"]["value"] == 0.75
+        assert found["prevalence"] == [0.5, 0.25, 0.25]
+        assert found["loss"] == pytest.approx(-np.log([0.8, 0.5, 0.7, 0.4]).mean())
+
+    def test_no_probabilities_and_one_class_are_refused(self):
+        with pytest.raises(ValueError, match="expected 0 to 1"):
+            scores(self.TRUTH, self.PROBABILITY * 5)
+        with pytest.raises(ValueError, match="expected 0 to 1"):
+            scores(self.TRUTH, self.PROBABILITY * np.nan)
+        with pytest.raises(ValueError, match="every class"):
+            evaluate(np.ones(6, dtype=int), self.PROBABILITY, self.PATIENTS)
+        assert np.isnan(scores(np.ones(6, dtype=int), self.PROBABILITY)["auc"])
+
+
+def test_the_interval_of_a_mean_is_wider_when_images_share_patients():
+    values = np.repeat([0, 1] * 10, 5)
+    alone = mean_interval(values, range(100))
+    shared = mean_interval(values, np.repeat(range(20), 5))
+    assert alone["value"] == shared["value"] == 0.5
+    assert shared["high"] - shared["low"] > 1.8 * (alone["high"] - alone["low"])
+    assert alone["low"] == pytest.approx(0.4, abs=0.02)
+
+
+class TestPlatt:
+    def test_overconfident_logits_are_tamed(self):
+        rng = np.random.default_rng(0)
+        logits = rng.normal(0.5, 2, 5000)
+        truth = rng.random(5000) < 1 / (1 + np.exp(-logits))
+        found = platt(truth.astype(int), 4 * logits + 3)
+        assert found["slope"] == pytest.approx(0.25, rel=0.1)
+        assert found["intercept"] == pytest.approx(-0.75, abs=0.15)
+
+    def test_classes_told_apart_without_error_stay_finite(self):
+        found = platt([0] * 10 + [1] * 10, [-5.0] * 10 + [5.0] * 10)
+        assert 0 < found["slope"] < 1
+        assert 1 / (1 + np.exp(-5 * found["slope"] - found["intercept"])) == pytest.approx(11 / 12, abs=0.01)

@@ -11,12 +11,14 @@ from xray_helpers.plots import (
     distributions,
     gallery,
     mean_images,
+    rate_sweep,
     rates,
     scatter,
     share_intervals,
     shared_images,
     show,
     style,
+    training_curves,
 )
 from xray_helpers.plots.style import COLOURS, GROUPS
 
@@ -54,7 +56,12 @@ def close_figures():
 SPEEDS = pd.DataFrame({"name": ["usual", "ours"], "rate": [200.0, 5000.0]})
 
 
+SWEEP = pd.DataFrame({"learning_rate": [1e-5, 1e-3, 1e-1], "loss": [0.6, 0.2, 3.0], "smoothed": [0.6, 0.3, 2.0]})
+HISTORY = pd.DataFrame(
+    {"epoch": [0, 1, 2], "train_loss": [0.5, 0.3, 0.1], "val_loss": [0.4, 0.2, 0.3], "val_auc": [0.9, 0.98, 0.97]}
+)
 DRAWN = {
+    "rate_sweep": (lambda ax=None: rate_sweep(SWEEP, 3e-4, "Sweep", ax=ax), ["0.300 at 1.0e-03", "in use 3e-04"]),
     "rates": (lambda ax=None: rates(SPEEDS, "How fast?", ax=ax), ["usual 200 (1 ×)", "ours 5,000 (25 ×)"]),
     "share_intervals": (lambda ax=None: share_intervals(WIDTHS, "How wide?", ax=ax), ["few", "64.0% to 96.5%"]),
     "distributions": (
@@ -202,3 +209,12 @@ def test_show_displays_with_alt_text_and_closes(monkeypatch, alt):
     assert figure.get_supxlabel() == "Data: phantoms"
     assert shown[1] == "one. Data: phantoms."
     assert not plt.get_fignums()
+
+
+def test_training_curves_mark_the_epoch_with_the_lowest_validation_loss():
+    figure = training_curves(HISTORY, "Fine-tuning")
+    for axes, value in zip(figure.axes, (0.2, 0.98), strict=True):
+        star = next(line for line in axes.lines if line.get_marker() == "*")
+        assert (list(star.get_xdata()), list(star.get_ydata())) == ([1], [value])
+        assert axes.get_xlabel() == "epoch (0: the head alone)"
+        assert "epoch 2: " in axes.get_label()

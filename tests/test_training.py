@@ -235,10 +235,18 @@ class TestWithoutWeights:
         import xray_helpers.download
 
         real = xray_helpers.download.phantoms.write_dataset
-        monkeypatch.setattr(xray_helpers.download.phantoms, "write_dataset", lambda folder: real(folder, 3, 60))
+        monkeypatch.setattr(xray_helpers.download.phantoms, "write_dataset", lambda folder, **_: real(folder, 3, 60))
         run = fit(replace(settings, data="sample", weights="imagenet", epochs=1))
         assert "The sample is trained from random weights instead." in capsys.readouterr().out
         assert run.model.about.weights == "none"
+        monkeypatch.undo()
+        state = build_model("resnet18", 1, "none").state_dict()
+        monkeypatch.setattr("xray_helpers.model.imagenet_weights", lambda _: state)
+        monkeypatch.setattr(training, "can_have_weights", lambda _: True)
+        monkeypatch.setenv("XRAY_HOME", str(run.folder.parent.parent))
+        again = fit(replace(settings, data="sample", weights="imagenet", epochs=1))
+        assert "the pretrained ones can be had now, so it starts over" in capsys.readouterr().out
+        assert again.model.about.weights == "imagenet"
 
 
 def test_the_learning_rate_finder_sweeps_and_keeps_nothing(settings):

@@ -23,6 +23,7 @@ from xray_helpers.files import FOLDERS, check_disk, sync_folder
 from xray_helpers.settings import SOURCES, Settings
 
 KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
+SAMPLE_STRENGTH = 0.5  # of the lesions: a network that is trained on the sample makes some mistakes, as on real images
 RETRY_WAITS = (1.0, 4.0)  # seconds before the second and third attempt to reach Kaggle
 CREDENTIALS_HELP = (
     "Create a token on kaggle.com (your picture > Settings > API), and put it into ~/.kaggle/access_token or the "
@@ -108,7 +109,7 @@ def _fill(settings: Settings, staging: Path) -> int:
     """Bring the images to `staging/chest_xray`; returns how many other files were left out."""
     images = staging / "chest_xray"
     if settings.data == "sample":
-        phantoms.write_dataset(staging / "source")
+        phantoms.write_dataset(staging / "source", strength=SAMPLE_STRENGTH)
         left_out = copy_folder(staging / "source" / "chest_xray", images)
         for truth in ("truth.csv", "masks"):
             (staging / "source" / truth).rename(staging / truth)

@@ -66,8 +66,7 @@ def imagenet_weights(arch: str) -> Mapping[str, Any]:
     Raises:
         WeightsError: the server does not answer, or the cached file is damaged; the message says what to do.
     """
-    entry = get_model_weights(arch).DEFAULT
-    file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    entry, file = get_model_weights(arch).DEFAULT, _cached(arch)
     unreachable = WeightsError(
         f"The ImageNet weights of {arch} cannot be reached. With a network, this works by itself. Without, bring "
         f"{file.name} from {entry.url} and put it into the folder hub/checkpoints of PyTorch's cache (~/.cache/torch, "
@@ -89,6 +88,17 @@ def imagenet_weights(arch: str) -> Mapping[str, Any]:
     finally:
         socket.setdefaulttimeout(patience)
     return state
+
+
+def can_have_weights(arch: str) -> bool:
+    """Whether the ImageNet weights are in the cache, or their server answers."""
+    return _cached(arch).is_file() or _answers(get_model_weights(arch).DEFAULT.url)
+
+
+def _cached(arch: str) -> Path:
+    """Where torchvision keeps these weights."""
+    url: str = get_model_weights(arch).DEFAULT.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def _answers(url: str) -> bool:

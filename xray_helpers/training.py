@@ -17,12 +17,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.models import ResNet
 
 from xray_helpers.archives import DownloadError
-from xray_helpers.checkpoint import CheckpointError, load_model
+from xray_helpers.checkpoint import CheckpointError, load_model, load_state
 from xray_helpers.dataset import Loaders, make_loaders
 from xray_helpers.device import choose_device
 from xray_helpers.files import atomic_file
 from xray_helpers.inference import memory_layout, start_accelerator
-from xray_helpers.model import WeightsError
+from xray_helpers.model import WeightsError, can_have_weights
 from xray_helpers.record import FILES, Record, alone, is_finished
 from xray_helpers.settings import Settings, seed_everything
 from xray_helpers.splits import LeakError
@@ -75,7 +75,7 @@ def fit(settings: Settings, fresh: bool = False, main: bool = True) -> Run:
     """
     accelerator, folder = start_accelerator(settings), settings.run_folder
     with alone(folder, accelerator):
-        if fresh and accelerator.is_main_process:
+        if accelerator.is_main_process and (fresh or _fell_back(folder, settings)):
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
         accelerator.wait_for_everyone()
@@ -90,6 +90,15 @@ def fit(settings: Settings, fresh: bool = False, main: bool = True) -> Run:
             with atomic_file(folder.parent / "latest.txt") as partial:
                 partial.write_text(folder.name + "\n", encoding="utf-8")
         return Run(pd.read_csv(folder / "history.csv"), folder, load_model(folder))
+
+
+def _fell_back(folder: Path, settings: Settings) -> bool:
+    """Whether an earlier run had to begin with random weights, and need not any more."""
+    state = load_state(folder) if settings.weights == "imagenet" else None
+    again = state is not None and state["weights"] == "none" and can_have_weights(settings.arch)
+    if again:
+        print(f"models/{folder.name} began with random weights; the pretrained ones can be had now, so it starts over")
+    return again
 
 
 def _train(settings: Settings, accelerator: Accelerator, loaders: Loaders) -> None:

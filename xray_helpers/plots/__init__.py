@@ -14,6 +14,7 @@ from xray_helpers.plots.data import (
     shared_images,
 )
 from xray_helpers.plots.images import gallery, mean_images
+from xray_helpers.plots.model import rate_sweep, training_curves
 from xray_helpers.plots.style import colour, show, use_house_style
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "distributions",
     "gallery",
     "mean_images",
+    "rate_sweep",
     "rates",
     "scatter",
     "share_intervals",
     "shared_images",
     "show",
+    "training_curves",
     "use_house_style",
 ]

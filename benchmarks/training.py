@@ -1,0 +1,102 @@
+"""How fast a whole epoch of fine-tuning is, beside a loop as PyTorch's tutorials write it, in one run.
+
+Usage: python benchmarks/training.py [ZIP_OF_ORIGINALS]
+
+The tutorials' loop reads original-size files with ImageFolder and two workers and trains in float32 with SGD; ours
+reads the image store. Both train the same ResNet-18 at 224 pixels, from random weights, in batches of 32.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from loading import BATCH, SIZE, originals, repeat
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import ImageFolder
+from torchvision.models import resnet18
+from torchvision.transforms import v2
+
+from xray_helpers.dataset import EpochSampler, XrayDataset
+from xray_helpers.inference import memory_layout, start_accelerator
+from xray_helpers.settings import Settings
+from xray_helpers.steps import train_epoch
+from xray_helpers.store import build_store
+from xray_helpers.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preparation
+
+IMAGES, ROUNDS = 640, 2
+
+
+def tutorial_epoch(
+    loader: DataLoader[tuple[Tensor, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """One epoch as the tutorials write it."""
+    model.train()
+    for images, labels in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+
+def epochs(root: Path, dataset: XrayDataset) -> Iterator[tuple[str, float]]:
+    """Images a second of each loop, in turns."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIZE),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    folder = ImageFolder(str(root / "train"), transform)
+    part = Subset(folder, list(range(0, len(folder), max(1, len(folder) // IMAGES)))[:IMAGES])
+    tutorial = DataLoader(part, BATCH, shuffle=True, num_workers=2)
+    model = resnet18(num_classes=2)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    few = Subset(dataset, list(range(IMAGES)))
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        tutorial_epoch(tutorial, model, optimizer)
+        yield "tutorial", IMAGES / (time.perf_counter() - start)
+        for precision in ("float32", "bf16"):
+            accelerator = start_accelerator(Settings(device="cpu", precision=precision, batch_size=BATCH))
+            ours = resnet18(num_classes=1).to(memory_format=memory_layout(accelerator))
+            steps = torch.optim.AdamW(ours.parameters(), 3e-4)
+            schedule = OneCycleLR(steps, 3e-4, total_steps=IMAGES // BATCH)
+            loader = DataLoader(few, BATCH, sampler=EpochSampler(IMAGES, 0), drop_last=True)
+            network, stepper, batches = accelerator.prepare(ours, steps, loader)
+            prepare, augment = Preparation(SIZE), Augmentation("light", SIZE)
+            start = time.perf_counter()
+            train_epoch(network, batches, prepare, augment, stepper, schedule, accelerator, 1, statistics=True)
+            yield precision, IMAGES / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Print one row an arithmetic of a Markdown table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root = folder / "repeated"
+        catalog = repeat(originals(folder), root)
+        store = build_store(root, catalog, folder / "store", SIZE)
+        dataset = XrayDataset(catalog.assign(split="train"), store, "train", tuple(sorted(catalog["label"].unique())))
+        rates: dict[str, list[float]] = {}
+        for loop, rate in epochs(root, dataset):
+            rates.setdefault(loop, []).append(rate)
+            print(f"{loop}: {rate:.1f} images/s", file=sys.stderr, flush=True)
+    mean = {loop: sum(values) / len(values) for loop, values in rates.items()}
+    print("\n| whole epochs, ResNet-18 at 224, batch 32 | this project | tutorials' loop, float32 | ratio | bar |")
+    print("| --- | --- | --- | --- | --- |")
+    for precision, bar in (("float32", 1.1), ("bf16", 2.5)):
+        ratio = mean[precision] / mean["tutorial"]
+        print(f"| {precision} | {mean[precision]:.1f} img/s | {mean['tutorial']:.1f} img/s | {ratio:.2f} | ≥ {bar} |")
+
+
+if __name__ == "__main__":
+    main()
