@@ -27,7 +27,7 @@ def folder(tiny, tmp_path):
 @pytest.fixture
 def small_sample(monkeypatch):
     write = phantoms.write_dataset
-    monkeypatch.setattr(phantoms, "write_dataset", lambda folder: write(folder, patients=60))
+    monkeypatch.setattr(phantoms, "write_dataset", lambda folder, **_: write(folder, patients=60))
 
 
 def snapshot(folder):
@@ -58,7 +58,7 @@ def test_the_sample_arrives_with_its_truth_and_without_the_second_copy(small_sam
 def test_a_rerun_returns_at_once_and_touches_nothing(small_sample, home, monkeypatch, capsys):
     root = fetch(Settings())
     before = snapshot(root)
-    monkeypatch.setattr(phantoms, "write_dataset", lambda folder: pytest.fail("drawn again"))
+    monkeypatch.setattr(phantoms, "write_dataset", lambda folder, **_: pytest.fail("drawn again"))
     assert fetch(Settings()) == root
     assert "complete" in capsys.readouterr().out
     assert snapshot(root) == before
