@@ -143,17 +143,15 @@ def images_a_second(batches: Callable[[], Iterator[Tensor]], seconds: float = 4)
     return images / (time.perf_counter() - start)
 
 
+def tutorial_transform(*more: nn.Module) -> v2.Compose:
+    """What the tutorials do with each image, with `more` after the crop."""
+    numbers = (v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD))
+    return v2.Compose([v2.RandomResizedCrop(SIZE), *more, *numbers])
+
+
 def later_epochs(root: Path, dataset: XrayDataset) -> None:
     """Batches ready for the network, against ImageFolder with the tutorials' transforms."""
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(SIZE),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-    folder = ImageFolder(str(root / "train"), transform)
+    folder = ImageFolder(str(root / "train"), tutorial_transform())
     part = torch.utils.data.Subset(folder, list(range(0, len(folder), 4)))
     tutorial = DataLoader(part, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     loader = DataLoader(dataset, BATCH, sampler=EpochSampler(len(dataset), 0))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from loading import BATCH, SIZE, originals, repeat
+from loading import BATCH, SIZE, originals, repeat, tutorial_transform
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Subset
@@ -28,7 +28,7 @@ from xray_helpers.inference import memory_layout, start_accelerator
 from xray_helpers.settings import Settings
 from xray_helpers.steps import train_epoch
 from xray_helpers.store import build_store
-from xray_helpers.transforms import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Preparation
+from xray_helpers.transforms import Augmentation, Preparation
 
 IMAGES, ROUNDS = 640, 2
 
@@ -46,16 +46,7 @@ def tutorial_epoch(
 
 def epochs(root: Path, dataset: XrayDataset) -> Iterator[tuple[str, float]]:
     """Images a second of each loop, in turns."""
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(SIZE),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-    folder = ImageFolder(str(root / "train"), transform)
+    folder = ImageFolder(str(root / "train"), tutorial_transform(v2.RandomHorizontalFlip()))
     part = Subset(folder, list(range(0, len(folder), max(1, len(folder) // IMAGES)))[:IMAGES])
     tutorial = DataLoader(part, BATCH, shuffle=True, num_workers=2)
     model = resnet18(num_classes=2)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import settings as hypothesis_settings
 
 from xray_helpers.catalog import COLUMNS, build_catalog
+from xray_helpers.decoding import read_image
 from xray_helpers.files import project_root
 from xray_helpers.phantoms import write_dataset
 
@@ -44,6 +46,13 @@ def tiny(tmp_path_factory) -> Path:
 def catalog(tiny) -> pd.DataFrame:
     """The tiny dataset's catalog. Not to be changed."""
     return build_catalog(tiny / "chest_xray")
+
+
+@pytest.fixture
+def batch(tiny, catalog) -> torch.Tensor:
+    """Eight different radiographs, uint8 (8, 1, 128, 128)."""
+    paths = catalog.loc[catalog["error"] == "", "path"].head(8)
+    return torch.stack([torch.tensor(read_image(tiny / "chest_xray" / path, 128)) for path in paths]).unsqueeze(1)
 
 
 @pytest.fixture

@@ -5,15 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xray_helpers.decoding import read_image
 from xray_helpers.jpeg import jpeg
-
-
-@pytest.fixture
-def batch(tiny, catalog):
-    """Eight different radiographs, uint8 (8, 1, 128, 128)."""
-    paths = catalog.loc[catalog["error"] == "", "path"].head(8)
-    return torch.stack([torch.tensor(read_image(tiny / "chest_xray" / path, 128)) for path in paths]).unsqueeze(1)
 
 
 @pytest.mark.parametrize("quality", [15, 40, 75, 95])

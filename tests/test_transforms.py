@@ -20,13 +20,6 @@ from xray_helpers.transforms import (
 )
 
 
-@pytest.fixture
-def batch(tiny, catalog):
-    """Eight different radiographs, uint8 (8, 1, 128, 128)."""
-    paths = catalog.loc[catalog["error"] == "", "path"].head(8)
-    return torch.stack([Preparation(128).read(tiny / "chest_xray" / path) for path in paths])
-
-
 class TestPreparation:
     def test_known_pixels_become_known_numbers(self):
         images = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).view(1, 1, 2, 2)

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import ResNet
 
 from xray_helpers.files import atomic_file
-from xray_helpers.model import build_model
+from xray_helpers.model import build_model, outputs_for
 from xray_helpers.transforms import Preparation
 
 VERSION = 1  # of the files' format
@@ -56,7 +56,7 @@ class Inference:
     @property
     def num_outputs(self) -> int:
         """Outputs of the network: 1 for two classes."""
-        return 1 if len(self.classes) == 2 else len(self.classes)
+        return outputs_for(self.classes)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from xray_helpers.archives import DownloadError
-from xray_helpers.checkpoint import CheckpointError, load_model
+from xray_helpers.checkpoint import CheckpointError, Inference, load_model
 from xray_helpers.dataset import make_loaders
 from xray_helpers.device import choose_device, choose_precision
 from xray_helpers.files import atomic_file
@@ -86,16 +86,15 @@ def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
     patients = loaders.manifest.set_index("path").loc[dataset.paths, "patient_coarse"]
     probability = table["probability"] if about.num_outputs == 1 else table.iloc[:, 2:]
     found = {"protocol": f"{settings.split} split, patients apart", **evaluate(table["truth"], probability, patients)}
-    _write_metrics(folder, split, found, settings)
+    _write_metrics(folder, split, found, settings, about)
     return found
 
 
-def _write_metrics(folder: Path, split: str, found: dict[str, Any], settings: Settings) -> None:
+def _write_metrics(folder: Path, split: str, found: dict[str, Any], settings: Settings, about: Inference) -> None:
     """Put a split's numbers into `metrics.json`, beside those of the other split, and what they depend on."""
     file = folder / "metrics.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"val": {}, "test": {}}
-    history, about = pd.read_csv(folder / "history.csv"), load_model(folder).about
-    device = choose_device(settings.device).value
+    history = pd.read_csv(folder / "history.csv")
     saved = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     content |= {
         split: found,
@@ -103,7 +102,7 @@ def _write_metrics(folder: Path, split: str, found: dict[str, Any], settings: Se
         "settings": saved,
         "data_fingerprint": about.fingerprint,
         "weights": about.weights,
-        "device": device,
+        "device": choose_device(settings.device).value,
         "precision": choose_precision(saved["precision"], choose_device(saved["device"]).value).value,
         "versions": {name: version(name) for name in PACKAGES},
         "seconds": {

@@ -48,6 +48,11 @@ def memory_layout(accelerator: Accelerator) -> torch.memory_format:
     return torch.channels_last if fast else torch.contiguous_format
 
 
+def network_input(images: Tensor, prepare: Preparation, accelerator: Accelerator) -> Tensor:
+    """Gray images (B, 1, S, S), on any device, as the network takes them: float32 (B, 3, S, S) on its own device."""
+    return prepare(images.to(accelerator.device)).contiguous(memory_format=memory_layout(accelerator))
+
+
 @torch.inference_mode()
 def run_network(
     network: nn.Module,
@@ -73,8 +78,7 @@ def run_network(
     for number, (images, _) in enumerate(batches):
         if number % accelerator.num_processes == accelerator.process_index:
             with accelerator.autocast():
-                inputs = prepare(images.to(accelerator.device)).contiguous(memory_format=memory_layout(accelerator))
-                mine.append((number, network(inputs).float().cpu()))
+                mine.append((number, network(network_input(images, prepare, accelerator)).float().cpu()))
     parts = gather_object(mine)
     return torch.cat([outputs for _, outputs in sorted(parts, key=lambda part: part[0])])
 

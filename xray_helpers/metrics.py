@@ -180,10 +180,10 @@ def platt(truth: ArrayLike, logits: ArrayLike) -> dict[str, float]:
     Returns:
         slope, intercept.
     """
-    labels, scores = np.asarray(truth), np.asarray(logits, dtype=float).reshape(-1, 1)
+    labels, column = np.asarray(truth), np.asarray(logits, dtype=float).reshape(-1, 1)
     ones = int(labels.sum())
     target = np.where(labels == 1, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))
-    both = np.concatenate([scores, scores])
+    both = np.concatenate([column, column])
     model = LogisticRegression(C=1e6, max_iter=1000)
     model.fit(both, np.repeat([1, 0], len(labels)), sample_weight=np.concatenate([target, 1 - target]))
     return {"slope": float(model.coef_[0, 0]), "intercept": float(model.intercept_[0])}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,11 @@ def _fill(model: ResNet, state: Mapping[str, Any], name: str) -> None:
             f"{len(other)} of another shape, such as {example}"
         )
     model.load_state_dict(given, strict=False)
+
+
+def outputs_for(classes: Sequence[str]) -> int:
+    """Outputs of a network for these classes: 1 for two of them, else one each."""
+    return 1 if len(classes) == 2 else len(classes)
 
 
 def layer_groups(model: ResNet) -> dict[str, nn.ModuleList]:

@@ -22,11 +22,10 @@ from xray_helpers.checkpoint import (
     CheckpointError,
     Inference,
     load_model,
-    load_state,
     save_best,
     save_state,
     write_about,
-)  # fmt: skip
+)
 from xray_helpers.dataset import Loaders
 from xray_helpers.device import choose_device
 from xray_helpers.files import atomic_file
@@ -47,12 +46,20 @@ class Record:
         accelerator: from `start_accelerator`; only the first process writes.
         loaders: of the run.
         weights: what the model starts from.
+        state: from `load_state`, to go on from; None for a new run.
 
     Raises:
-        CheckpointError: the folder's state cannot be read, or is of other images, classes or architecture.
+        CheckpointError: the state is of other images, classes or architecture.
     """
 
-    def __init__(self, settings: Settings, accelerator: Accelerator, loaders: Loaders, weights: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        accelerator: Accelerator,
+        loaders: Loaders,
+        weights: str,
+        state: dict[str, Any] | None,
+    ) -> None:
         self.settings, self.accelerator, self.loaders = settings, accelerator, loaders
         self.folder = settings.run_folder
         self.best = Inference(
@@ -61,11 +68,10 @@ class Record:
             data=settings.data_name, fingerprint=loaders.fingerprint, weights=weights,
         )  # fmt: skip
         self.history: list[dict[str, Any]] = []
-        self.state = load_state(self.folder)
-        if self.state:
-            self._check_same(self.state)
-            self.history = self.state["history"]
-            self.best = replace(self.best, epoch=self.state["best_epoch"], val_loss=self.state["best_loss"])
+        if state:
+            self._check_same(state)
+            self.history = state["history"]
+            self.best = replace(self.best, epoch=state["best_epoch"], val_loss=state["best_loss"])
 
     def _check_same(self, state: dict[str, Any]) -> None:
         for name in ("fingerprint", "classes", "arch", "weights"):
@@ -152,9 +158,8 @@ class Record:
             predictions(val.paths, val.labels, logits, about.classes, about.calibration).to_csv(partial, index=False)
 
 
-def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a run has its last epoch and its predictions on validation."""
-    state = load_state(folder)
+def is_finished(folder: Path, state: dict[str, Any] | None, epochs: int) -> bool:
+    """Whether a run with this state has its last epoch, and its predictions on validation."""
     return state is not None and state["epoch"] == epochs and (folder / PREDICTIONS).is_file()
 
 

@@ -17,8 +17,17 @@ from torchvision.models import ResNet
 from tqdm import tqdm
 
 from xray_helpers.dataset import Loaders
-from xray_helpers.inference import loss_of, memory_layout, run_network
-from xray_helpers.model import DECAY, WeightsError, backbone, build_model, parameter_groups, set_prior, train_mode
+from xray_helpers.inference import loss_of, memory_layout, network_input, run_network
+from xray_helpers.model import (
+    DECAY,
+    WeightsError,
+    backbone,
+    build_model,
+    outputs_for,
+    parameter_groups,
+    set_prior,
+    train_mode,
+)
 from xray_helpers.settings import Settings, seed_everything
 from xray_helpers.transforms import Augmentation, Preparation
 
@@ -39,7 +48,7 @@ def start_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, str]:
             from random weights.
     """
     seed_everything(settings.seed)
-    outputs, weights = 1 if len(loaders.classes) == 2 else len(loaders.classes), settings.weights
+    outputs, weights = outputs_for(loaders.classes), settings.weights
     try:
         model = build_model(settings.arch, outputs, weights)
     except WeightsError as error:
@@ -116,7 +125,7 @@ def train_epoch(
     try:
         for images, labels in bar:
             size = len(images)
-            inputs = prepare(augment(images)).contiguous(memory_format=memory_layout(accelerator))
+            inputs = network_input(augment(images), prepare, accelerator)
             with accelerator.autocast():
                 loss = loss_of(model(inputs), labels)
             accelerator.backward(loss)
@@ -181,7 +190,7 @@ def find_learning_rate(
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
         images, labels = next(batches)
-        inputs = prepare(augment(images.to(accelerator.device))).contiguous(memory_format=memory_layout(accelerator))
+        inputs = network_input(augment(images.to(accelerator.device)), prepare, accelerator)
         with accelerator.autocast():
             loss = loss_of(model(inputs), labels.to(accelerator.device))
         loss.backward()

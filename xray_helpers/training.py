@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from accelerate import Accelerator
@@ -34,7 +35,7 @@ from xray_helpers.steps import (
     start_model,
     train_epoch,
     train_head,
-)  # fmt: skip
+)
 from xray_helpers.transforms import Augmentation
 
 EXPECTED = (CheckpointError, WeightsError, NonFiniteLossError, LeakError, DownloadError, MemoryError, ValueError)
@@ -79,9 +80,10 @@ def fit(settings: Settings, fresh: bool = False, main: bool = True) -> Run:
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
         accelerator.wait_for_everyone()
-        if not is_finished(folder, settings.epochs):
+        state = load_state(folder)
+        if not is_finished(folder, state, settings.epochs):
             try:
-                _train(settings, accelerator, make_loaders(settings))
+                _train(settings, accelerator, make_loaders(settings), state)
             except KeyboardInterrupt:
                 print(f"stopped; models/{folder.name} keeps the finished epochs, and the next run goes on from there")
                 raise
@@ -101,11 +103,11 @@ def _fell_back(folder: Path, settings: Settings) -> bool:
     return again
 
 
-def _train(settings: Settings, accelerator: Accelerator, loaders: Loaders) -> None:
+def _train(settings: Settings, accelerator: Accelerator, loaders: Loaders, state: dict[str, Any] | None) -> None:
     """From the state that was saved, or from the start, to the last epoch."""
     model, weights = start_model(settings, loaders)
-    record = Record(settings, accelerator, loaders, weights)
-    state, prepare = record.state, record.best.preparation
+    record = Record(settings, accelerator, loaders, weights, state)
+    prepare = record.best.preparation
     augment = Augmentation(settings.augment, settings.image_size)
     start, head_loss = time.perf_counter(), math.nan
     if state:
