@@ -42,6 +42,14 @@ def test_the_test_split_is_judged_once_and_written_beside_validation(settings):
     assert str(settings.source().parent) not in (folder / "metrics.json").read_text()
 
 
+def test_starting_over_forgets_what_was_said_of_the_old_model(settings):
+    folder = fit(settings).folder
+    evaluate_run(folder, "test")
+    fit(settings, fresh=True)
+    assert not (folder / "predictions-test.csv").exists()
+    assert not (folder / "metrics.json").exists()
+
+
 def test_more_classes_have_a_column_each(settings):
     folder = fit(replace(settings, task="cause")).folder
     found = evaluate_run(folder, "val")

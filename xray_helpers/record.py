@@ -36,6 +36,7 @@ from xray_helpers.transforms import Preparation
 
 PREDICTIONS = "predictions-val.csv"
 FILES = ("settings.json", "history.csv", LAST, BEST, CARD, PREDICTIONS)
+JUDGED = ("predictions-test.csv", "metrics.json", "model-card.md")  # by evaluation, of the model that is there
 
 
 class Record:

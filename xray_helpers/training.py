@@ -24,7 +24,7 @@ from xray_helpers.device import choose_device
 from xray_helpers.files import atomic_file
 from xray_helpers.inference import memory_layout, start_accelerator
 from xray_helpers.model import WeightsError, can_have_weights
-from xray_helpers.record import FILES, Record, alone, is_finished
+from xray_helpers.record import FILES, JUDGED, Record, alone, is_finished
 from xray_helpers.settings import Settings, seed_everything
 from xray_helpers.splits import LeakError
 from xray_helpers.steps import (
@@ -77,7 +77,7 @@ def fit(settings: Settings, fresh: bool = False, main: bool = True) -> Run:
     accelerator, folder = start_accelerator(settings), settings.run_folder
     with alone(folder, accelerator):
         if accelerator.is_main_process and (fresh or _fell_back(folder, settings)):
-            for name in FILES:
+            for name in (*FILES, *JUDGED):
                 (folder / name).unlink(missing_ok=True)
         accelerator.wait_for_everyone()
         state = load_state(folder)
