@@ -38,10 +38,11 @@ evaluate: $(VENV)/installed  ## judge the newest run (or MODEL=folder) on valida
 render: $(VENV)/installed  ## refresh the outputs committed in notebooks/, on the synthetic sample
 	@$(BIN)/python tools/run_notebooks.py render
 
-benchmark: $(VENV)/installed  ## measure this machine (ORIGINALS=zip of original-size images, to measure on them too)
+benchmark: $(VENV)/installed-dev  ## measure this machine (ORIGINALS=zip of original-size images; DATA=… for how soon it learns)
 	@$(BIN)/python benchmarks/spine.py $(if $(ORIGINALS),"$(ORIGINALS)")
 	@$(BIN)/python benchmarks/loading.py $(if $(ORIGINALS),"$(ORIGINALS)")
 	@$(BIN)/python benchmarks/training.py $(if $(ORIGINALS),"$(ORIGINALS)")
+	@$(BIN)/python benchmarks/learning.py
 
 clean:  ## remove the environment, the reports and everything made from data; keeps data/raw and models
 	rm -rf $(VENV) data/processed reports/*.html *.egg-info .mypy_cache .ruff_cache

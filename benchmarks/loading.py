@@ -8,7 +8,6 @@ Without a zip of original-size radiographs, phantoms enlarged to 1.4 megapixels 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,6 @@ from pathlib import Path
 import loky
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -26,6 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import v2
+from watch import watch
 
 from xray_helpers.archives import extract
 from xray_helpers.catalog import build_catalog
@@ -58,14 +57,18 @@ def originals(folder: Path) -> Path:
         extract(Path(sys.argv[1]), root)
         return root
     write_dataset(folder)
-    catalog, rng = build_catalog(root), np.random.default_rng(0)
-    for path in catalog.loc[catalog["error"] == "", "path"]:
-        with Image.open(root / path) as image:
-            enlarged = image.convert("L").resize((1400, 1000), Image.Resampling.BICUBIC)
-        # With noise, as radiographs have it; without, they would compress and decode far better than those.
-        noisy = np.asarray(enlarged) + rng.normal(0, 3, (1000, 1400))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / path, "JPEG", quality=90)
+    catalog = build_catalog(root)
+    for number, path in enumerate(catalog.loc[catalog["error"] == "", "path"]):
+        enlarge(root / path, root / path, number)
     return root
+
+
+def enlarge(file: Path, target: Path, seed: int) -> None:
+    """Save an image with the size and the noise of an original radiograph; without noise, it would decode faster."""
+    with Image.open(file) as image:
+        enlarged = image.convert("L").resize((1400, 1000), Image.Resampling.BICUBIC)
+    noisy = np.asarray(enlarged) + np.random.default_rng(seed).normal(0, 3, (1000, 1400))
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(target, "JPEG", quality=90)
 
 
 def repeat(root: Path, target: Path) -> pd.DataFrame:
@@ -85,22 +88,6 @@ def decode_rgb(paths: list[Path]) -> None:
     for path in paths:
         with Image.open(path) as image:
             np.asarray(image.convert("RGB").resize((SIZE, SIZE)))
-
-
-def peak_memory(command: list[str]) -> int:
-    """The largest memory of a command and its children, in bytes; what they share counts once (on Linux)."""
-    peak, process = 0, psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        total = 0
-        try:
-            for member in (process, *process.children(recursive=True)):
-                memory = member.memory_full_info()
-                total += getattr(memory, "pss", memory.rss)
-        except psutil.NoSuchProcess:
-            continue
-        peak = max(peak, total)
-        time.sleep(0.02)
-    return peak
 
 
 def first_pass(root: Path, catalog: pd.DataFrame, folder: Path) -> ImageStore:
@@ -126,7 +113,7 @@ def first_pass(root: Path, catalog: pd.DataFrame, folder: Path) -> ImageStore:
     row(what, f"store: {rate['ours']:.0f} img/s", f"PIL RGB + resize: {rate['RGB']:.0f}", rate["ours"] / rate["RGB"], 3)
     command = [sys.executable, "-c", BUILD, str(root), str(folder / "store of another process")]
     print(f"| &nbsp;&nbsp;starting these processes (not counted above) | {seconds['start'] / ROUNDS:.1f} s | | | |")
-    print(f"| &nbsp;&nbsp;peak memory of all processes | {peak_memory(command) / 1e6:.0f} MB | | | < 1,000 |")
+    print(f"| &nbsp;&nbsp;peak memory of all processes | {watch(command).memory / 1e6:.0f} MB | | | < 1,000 |")
     return store
 
 
@@ -143,15 +130,15 @@ def images_a_second(batches: Callable[[], Iterator[Tensor]], seconds: float = 4)
     return images / (time.perf_counter() - start)
 
 
-def tutorial_transform(*more: nn.Module) -> v2.Compose:
-    """What the tutorials do with each image, with `more` after the crop."""
+def tutorial_transform(*changes: nn.Module) -> v2.Compose:
+    """What the tutorials do with each image: some changes, then numbers as the network takes them."""
     numbers = (v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD))
-    return v2.Compose([v2.RandomResizedCrop(SIZE), *more, *numbers])
+    return v2.Compose([*changes, *numbers])
 
 
 def later_epochs(root: Path, dataset: XrayDataset) -> None:
     """Batches ready for the network, against ImageFolder with the tutorials' transforms."""
-    folder = ImageFolder(str(root / "train"), tutorial_transform())
+    folder = ImageFolder(str(root / "train"), tutorial_transform(v2.RandomResizedCrop(SIZE)))
     part = torch.utils.data.Subset(folder, list(range(0, len(folder), 4)))
     tutorial = DataLoader(part, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     loader = DataLoader(dataset, BATCH, sampler=EpochSampler(len(dataset), 0))

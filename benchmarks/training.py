@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from loading import BATCH, SIZE, originals, repeat, tutorial_transform
-from torch import Tensor, nn
+from others import tutorial_epoch
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
@@ -33,20 +33,9 @@ from xray_helpers.transforms import Augmentation, Preparation
 IMAGES, ROUNDS = 640, 2
 
 
-def tutorial_epoch(
-    loader: DataLoader[tuple[Tensor, Tensor]], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """One epoch as the tutorials write it."""
-    model.train()
-    for images, labels in loader:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-
 def epochs(root: Path, dataset: XrayDataset) -> Iterator[tuple[str, float]]:
     """Images a second of each loop, in turns."""
-    folder = ImageFolder(str(root / "train"), tutorial_transform(v2.RandomHorizontalFlip()))
+    folder = ImageFolder(str(root / "train"), tutorial_transform(v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip()))
     part = Subset(folder, list(range(0, len(folder), max(1, len(folder) // IMAGES)))[:IMAGES])
     tutorial = DataLoader(part, BATCH, shuffle=True, num_workers=2)
     model = resnet18(num_classes=2)

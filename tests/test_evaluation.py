@@ -39,6 +39,7 @@ def test_the_test_split_is_judged_once_and_written_beside_validation(settings):
     assert found["data_fingerprint"] == make_loaders(settings).fingerprint
     assert found["versions"]["torch"]
     assert found["seconds"]["fine_tune"] > 0
+    assert found["seconds"]["store"] == make_loaders(settings).val_set.store.seconds > 0
     assert str(settings.source().parent) not in (folder / "metrics.json").read_text()
 
 

@@ -86,11 +86,13 @@ def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
     patients = loaders.manifest.set_index("path").loc[dataset.paths, "patient_coarse"]
     probability = table["probability"] if about.num_outputs == 1 else table.iloc[:, 2:]
     found = {"protocol": f"{settings.split} split, patients apart", **evaluate(table["truth"], probability, patients)}
-    _write_metrics(folder, split, found, settings, about)
+    _write_metrics(folder, split, found, settings, about, dataset.store.seconds)
     return found
 
 
-def _write_metrics(folder: Path, split: str, found: dict[str, Any], settings: Settings, about: Inference) -> None:
+def _write_metrics(
+    folder: Path, split: str, found: dict[str, Any], settings: Settings, about: Inference, decoding: float | None
+) -> None:
     """Put a split's numbers into `metrics.json`, beside those of the other split, and what they depend on."""
     file = folder / "metrics.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"val": {}, "test": {}}
@@ -106,6 +108,7 @@ def _write_metrics(folder: Path, split: str, found: dict[str, Any], settings: Se
         "precision": choose_precision(saved["precision"], choose_device(saved["device"]).value).value,
         "versions": {name: version(name) for name in PACKAGES},
         "seconds": {
+            "store": decoding,
             "head": round(history.loc[history["stage"] == "head", "seconds"].sum(), 1),
             "fine_tune": round(history.loc[history["stage"] == "fine-tune", "seconds"].sum(), 1),
         },

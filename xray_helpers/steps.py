@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain, repeat
 
 import numpy as np
@@ -54,10 +55,16 @@ def start_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, str]:
     except WeightsError as error:
         if settings.data != "sample" or weights != "imagenet":
             raise
-        print(f"note: {error}\nThe sample is trained from random weights instead.")
+        _say_once(f"note: {error}\nThe sample is trained from random weights instead.")
         model, weights = build_model(settings.arch, outputs, "none"), "none"
     set_prior(model, torch.tensor(list(loaders.train_set.counts().values())))
     return model, weights
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Print a note, once in a process: a notebook starts from the same weights several times."""
+    print(text)
 
 
 def make_optimizer(model: ResNet, settings: Settings, weights: str) -> torch.optim.AdamW:
@@ -165,6 +172,8 @@ def find_learning_rate(
 ) -> pd.DataFrame:
     """Train a few steps with an ever larger learning rate, and watch the loss (Smith 2017); keeps nothing.
 
+    It begins where fine-tuning does: with pretrained weights, after the head alone was trained.
+
     Args:
         settings: of the run.
         loaders: its loaders; only `train` is used.
@@ -177,8 +186,10 @@ def find_learning_rate(
         One row a step: learning_rate, loss, smoothed.
     """
     model, weights = start_model(settings, loaders)
-    prepare, augment = Preparation(settings.image_size, settings.resize), Augmentation("light", settings.image_size)
-    train_head(model, loaders, prepare, accelerator)
+    prepare = Preparation(settings.image_size, settings.resize)
+    augment = Augmentation(settings.augment, settings.image_size)
+    if weights != "none":
+        train_head(model, loaders, prepare, accelerator)
     model.to(accelerator.device, memory_format=memory_layout(accelerator))
     optimizer = make_optimizer(model, settings, weights)
     shares = [group["lr"] / settings.learning_rate for group in optimizer.param_groups]

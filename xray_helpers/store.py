@@ -40,6 +40,7 @@ class ImageStore:
         left_out: path → why this image could not be decoded.
         fingerprint: of the catalog that it was built from.
         checksum: CRC-32 of the file.
+        seconds: that decoding took, where it is known.
     """
 
     file: Path
@@ -49,6 +50,7 @@ class ImageStore:
     left_out: dict[str, str]
     fingerprint: str
     checksum: int
+    seconds: float | None = None
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -164,12 +166,12 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, of:
             raise ValueError(f"none of {len(paths):,} images could be decoded, such as {paths[0]}: {errors[0]}")
         value = checksum(partial)
     rows = {path: row for row, path in enumerate(paths) if path not in left_out}
-    store = ImageStore(file, size, resize, rows, left_out, of, value)
+    seconds = time.perf_counter() - start
+    store = ImageStore(file, size, resize, rows, left_out, of, value, round(seconds, 2))
     with atomic_file(file.with_suffix(".json")) as partial:
         content = {name: value for name, value in asdict(store).items() if name != "file"}
         partial.write_text(json.dumps(content, indent=0), encoding="utf-8")
-    seconds, megabytes = time.perf_counter() - start, file.stat().st_size / 1e6
-    print(f"{file.name}: {len(rows):,} images, {megabytes:.0f} MB, decoded in {seconds:.1f} s")
+    print(f"{file.name}: {len(rows):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")
     for path, error in left_out.items():
         print(f"left out: {path}: {error}")
     return store

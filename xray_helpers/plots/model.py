@@ -47,7 +47,7 @@ def training_curves(history: pd.DataFrame, title: str) -> Figure:
         ax.plot(best["epoch"], best[column], marker="*", ms=16, color=BAD, ls="", label="kept: lowest validation loss")
         ax.set_xticks(history["epoch"])
         ax.set_xlabel("epoch (0: the head alone)" if 0 in set(history["epoch"]) else "epoch")
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)  # clear of any curve
     left.set_ylabel("loss (cross-entropy, nats)")
     right.set_ylabel("AUC")
     describe(
