@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class ImageStore:
     left_out: dict[str, str]
     fingerprint: str
     checksum: int
-    seconds: float | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -167,7 +167,7 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, of:
         value = checksum(partial)
     rows = {path: row for row, path in enumerate(paths) if path not in left_out}
     seconds = time.perf_counter() - start
-    store = ImageStore(file, size, resize, rows, left_out, of, value, round(seconds, 2))
+    store = ImageStore(file, size, resize, rows, left_out, of, value, round(seconds, 3))
     with atomic_file(file.with_suffix(".json")) as partial:
         content = {name: value for name, value in asdict(store).items() if name != "file"}
         partial.write_text(json.dumps(content, indent=0), encoding="utf-8")

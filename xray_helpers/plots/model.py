@@ -47,8 +47,7 @@ def training_curves(history: pd.DataFrame, title: str) -> Figure:
         ax.plot(best["epoch"], best[column], marker="*", ms=16, color=BAD, ls="", label="kept: lowest validation loss")
         ax.set_xticks(history["epoch"])
         ax.set_xlabel("epoch (0: the head alone)" if 0 in set(history["epoch"]) else "epoch")
-        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)  # clear of any curve
-    left.set_ylabel("loss (cross-entropy, nats)")
+    left.set_ylabel("cross-entropy (nats)")
     right.set_ylabel("AUC")
     describe(
         left,
@@ -56,5 +55,6 @@ def training_curves(history: pd.DataFrame, title: str) -> Figure:
         [f"epoch {r.epoch}: train {r.train_loss:.3f}, validation {r.val_loss:.3f}" for r in history.itertuples()],
     )
     describe(right, "AUC", [f"epoch {r.epoch}: {r.val_auc:.3f}" for r in history.itertuples()])
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
     return figure
