@@ -12,6 +12,7 @@ from xray_helpers.checkpoint import (
     LAST,
     CheckpointError,
     Inference,
+    latest_run,
     load_model,
     load_state,
     read_about,
@@ -143,3 +144,13 @@ def test_a_newer_format_is_refused(folder):
 def test_a_folder_without_a_model_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match="holds no finished model .* Train it first"):
         load_model(tmp_path)
+
+
+def test_the_newest_run_is_found_or_missed_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match="train first"):
+        latest_run(tmp_path)
+    (tmp_path / "latest.txt").write_text("one\n")
+    with pytest.raises(CheckpointError, match="names one, which is gone"):
+        latest_run(tmp_path)
+    (tmp_path / "one").mkdir()
+    assert latest_run(tmp_path) == tmp_path / "one"

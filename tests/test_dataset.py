@@ -199,6 +199,13 @@ class TestMakeLoaders:
         loaders = make_loaders(Settings(data=str(tiny), image_size=32, batch_size=1000))
         assert [len(labels) for _, labels in loaders.train] == [len(loaders.train.dataset)]
 
+    def test_a_split_without_a_class_is_refused_before_anything_is_trained(self, settings, monkeypatch):
+        manifest = prepare(settings)
+        one_class = manifest[(manifest["split"] != "val") | (manifest["label"] == "PNEUMONIA")]
+        monkeypatch.setattr(module, "make_splits", lambda *_: one_class)
+        with pytest.raises(ValueError, match="val has no image of NORMAL: use another SPLIT or FRACTIONS"):
+            make_loaders(settings)
+
     def test_memory_is_pinned_on_cuda_only(self, settings, monkeypatch):
         assert not make_loaders(settings).train.pin_memory
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

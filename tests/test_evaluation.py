@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from xray_helpers import evaluation
-from xray_helpers.checkpoint import CheckpointError
+from xray_helpers.bootstrap import Bootstrap
+from xray_helpers.calibration import calibration, operating_points
+from xray_helpers.checkpoint import CheckpointError, read_about
 from xray_helpers.dataset import make_loaders
-from xray_helpers.evaluation import evaluate_run, latest_run, run_settings
+from xray_helpers.evaluation import evaluate_run, run_settings
 from xray_helpers.metrics import evaluate
 from xray_helpers.settings import Settings
 from xray_helpers.training import fit
@@ -31,8 +33,12 @@ def test_the_test_split_is_judged_once_and_written_beside_validation(settings):
     table = pd.read_csv(folder / "predictions-test.csv")
     assert table["path"].tolist() == rows["path"].tolist()
     found = json.loads((folder / "metrics.json").read_text())
-    expected = evaluate(table["truth"], table["probability"], rows["patient_coarse"])
-    assert found["test"] == {"protocol": "pooled split, patients apart", **expected}
+    points = read_about(folder).operating_points
+    assert list(points) == ["0.5", "chosen", "sensitivity 0.95"]
+    assert points == operating_points(val["truth"], val["probability"])
+    expected = evaluate(table["truth"], table["probability"], rows["patient_coarse"], points)
+    calibrated = calibration(table["truth"], table["calibrated"], Bootstrap(rows["patient_coarse"]))
+    assert found["test"] == {"protocol": "pooled split, patients apart", **expected, "calibrated": calibrated}
     assert found["val"]["n"] == len(val)
     assert found["weights"] == "none"
     assert found["device"] == "cpu"
@@ -55,6 +61,8 @@ def test_more_classes_have_a_column_each(settings):
     folder = fit(replace(settings, task="cause")).folder
     found = evaluate_run(folder, "val")
     assert list(found["at"]) == ["argmax"]
+    assert list(found["classes"]) == ["normal", "bacterial", "viral"]
+    assert "calibrated" not in found
     assert len(found["prevalence"]) == 3
 
 
@@ -65,16 +73,6 @@ def test_other_files_than_those_of_the_run_are_refused(settings, monkeypatch):
     with pytest.raises(CheckpointError, match="was trained on other files: their fingerprint is .*, and that of"):
         evaluate_run(folder, "test")
     assert not (folder / "predictions-test.csv").exists()
-
-
-def test_the_newest_run_is_found_or_missed_by_name(settings, home):
-    with pytest.raises(CheckpointError, match="train first"):
-        latest_run(home / "models")
-    run = fit(settings)
-    assert latest_run(home / "models") == run.folder
-    (home / "models" / "latest.txt").write_text("gone\n")
-    with pytest.raises(CheckpointError, match="names gone, which is gone"):
-        latest_run(home / "models")
 
 
 def test_damaged_settings_and_other_splits_are_refused(settings):

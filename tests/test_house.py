@@ -12,8 +12,9 @@ FLOORS = {
     "download": 2, "catalog": 2,
     "splits": 3, "transforms": 3, "store": 3,
     "dataset": 4, "model": 4, "inference": 4,
+    "bootstrap": 4, "calibration": 4.5,
     "metrics": 5, "checkpoint": 5, "steps": 5,
-    "shortcuts": 6, "record": 6,
+    "comparison": 6, "shortcuts": 6, "record": 6,
     "training": 6.5, "evaluation": 7,
     "plots": 7,
 }  # fmt: skip

@@ -1,11 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from xray_helpers.metrics import _weighted_auc, auc_interval, evaluate, mean_interval, platt, scores, share_interval
+from xray_helpers.bootstrap import Bootstrap
+from xray_helpers.metrics import auc_interval, decisions, evaluate, mean_interval, scores, share_interval
 
 
 def test_a_share_has_wilson_s_interval():
@@ -25,18 +24,6 @@ def test_auc_of_a_case_computed_by_hand():
     """Of the 2 × 3 pairs four are in order and one is tied: 4.5 / 6."""
     truth, scores = [0, 0, 0, 1, 1], [0.1, 0.4, 0.8, 0.4, 0.9]
     assert auc_interval(truth, scores, list("abcde"), draws=10)["value"] == pytest.approx(4.5 / 6)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 4)), min_size=4, max_size=40))
-def test_weighted_auc_equals_that_of_the_repeated_images(rows):
-    truth, score, weight = (np.array(column) for column in zip(*rows, strict=True))
-    repeated = np.repeat(np.arange(len(rows)), weight)
-    ours = _weighted_auc(truth.astype(bool), score.astype(float), weight[None].astype(float))[0]
-    if len(set(truth[repeated])) < 2:
-        assert np.isnan(ours)
-    else:
-        assert ours == pytest.approx(roc_auc_score(truth[repeated], score[repeated]))
 
 
 def simulated(patients, images, seed):
@@ -104,6 +91,16 @@ class TestEvaluate:
         assert found["at"]["0.5"]["accuracy"]["value"] == pytest.approx(4 / 6)
         assert found["auc"]["value"] == pytest.approx(8 / 9)
         assert found["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.9, 0.4, 0.8, 0.8]).mean())
+        assert found["brier"]["value"] == pytest.approx((0.01 + 0.36 + 0.01 + 0.36 + 0.04 + 0.04) / 6)
+        # From the highest score down: a hit, a hit, a miss, a hit.
+        assert found["average_precision"]["value"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+
+    def test_each_threshold_has_its_own_answers(self):
+        found = evaluate(self.TRUTH, self.PROBABILITY, self.PATIENTS, {"0.5": 0.5, "low": 0.15}, draws=50)["at"]
+        assert found["0.5"]["confusion"] == {"tn": 2, "fp": 1, "fn": 1, "tp": 2}
+        assert found["low"]["confusion"] == {"tn": 1, "fp": 2, "fn": 0, "tp": 3}
+        values = {key: found["low"][key]["value"] for key in ("sensitivity", "specificity", "ppv", "npv", "f1")}
+        assert values == pytest.approx({"sensitivity": 1, "specificity": 1 / 3, "ppv": 3 / 5, "npv": 1, "f1": 3 / 4})
 
     def test_more_classes(self):
         table = np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.4, 0.5, 0.1]])
@@ -111,6 +108,20 @@ class TestEvaluate:
         assert found["at"]["argmax"]["accuracy"]["value"] == 0.75
         assert found["prevalence"] == [0.5, 0.25, 0.25]
         assert found["loss"] == pytest.approx(-np.log([0.8, 0.5, 0.7, 0.4]).mean())
+        assert found["at"]["argmax"]["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+        areas = [roc_auc_score(np.array([0, 1, 2, 0]) == c, table[:, c]) for c in range(3)]
+        precisions = [average_precision_score(np.array([0, 1, 2, 0]) == c, table[:, c]) for c in range(3)]
+        assert found["auc"]["value"] == pytest.approx(np.mean(areas))
+        assert found["average_precision"]["value"] == pytest.approx(np.mean(precisions))
+        assert [found["classes"][name]["auc"]["value"] for name in "012"] == pytest.approx(areas)
+        assert found["classes"]["0"]["sensitivity"]["value"] == 0.5
+        assert "brier" not in found
+
+    def test_more_classes_go_by_their_names(self):
+        rng = np.random.default_rng(0)
+        table = rng.dirichlet(np.ones(3), 30)
+        found = evaluate(np.arange(30) % 3, table, range(30), classes=("normal", "bacterial", "viral"), draws=50)
+        assert list(found["classes"]) == ["normal", "bacterial", "viral"]
 
     def test_no_probabilities_and_one_class_are_refused(self):
         with pytest.raises(ValueError, match="expected 0 to 1"):
@@ -131,16 +142,23 @@ def test_the_interval_of_a_mean_is_wider_when_images_share_patients():
     assert alone["low"] == pytest.approx(0.4, abs=0.02)
 
 
-class TestPlatt:
-    def test_overconfident_logits_are_tamed(self):
-        rng = np.random.default_rng(0)
-        logits = rng.normal(0.5, 2, 5000)
-        truth = rng.random(5000) < 1 / (1 + np.exp(-logits))
-        found = platt(truth.astype(int), 4 * logits + 3)
-        assert found["slope"] == pytest.approx(0.25, rel=0.1)
-        assert found["intercept"] == pytest.approx(-0.75, abs=0.15)
+def test_decisions_equal_scikit_learn_s_and_what_cannot_be_divided_is_none():
+    rng = np.random.default_rng(0)
+    truth, answer = rng.random(200) < 0.6, rng.random(200) < 0.5
+    found = decisions(truth, answer, Bootstrap(range(200), 200))
+    assert found["f1"]["value"] == pytest.approx(f1_score(truth, answer))
+    assert found["f1"]["low"] < found["f1"]["value"] < found["f1"]["high"]
+    never = decisions(truth, np.zeros(200, dtype=bool), Bootstrap(range(200), 50))
+    assert never["ppv"] == {"value": None, "low": None, "high": None}
+    assert never["sensitivity"]["value"] == 0.0
+    assert never["confusion"]["tp"] == 0
 
-    def test_classes_told_apart_without_error_stay_finite(self):
-        found = platt([0] * 10 + [1] * 10, [-5.0] * 10 + [5.0] * 10)
-        assert 0 < found["slope"] < 1
-        assert 1 / (1 + np.exp(-5 * found["slope"] - found["intercept"])) == pytest.approx(11 / 12, abs=0.01)
+
+def test_one_image_is_an_error_and_one_patient_has_no_interval():
+    with pytest.raises(ValueError, match="images of every class"):
+        evaluate([1], [0.7], ["a"])
+    with pytest.raises(ValueError, match="a patient for each"):
+        evaluate([0, 1], [0.2, 0.7], ["a", None])
+    found = evaluate([0, 1, 1], [0.2, 0.7, 0.4], list("aaa"), draws=50)
+    assert found["auc"] == {"value": 1.0, "low": None, "high": None}
+    assert found["calibration_slope"]["value"] is None  # told apart without an error: infinite

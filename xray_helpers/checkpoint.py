@@ -140,6 +140,21 @@ def load_model(folder: Path, device: str = "cpu") -> ResNet:
     return model.to(device)
 
 
+def latest_run(models: Path) -> Path:
+    """The folder that `models/latest.txt` names.
+
+    Raises:
+        CheckpointError: nothing was trained yet, or the folder is gone.
+    """
+    try:
+        name = (models / "latest.txt").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise CheckpointError("models/latest.txt is missing: train first (make train, or notebook 05)") from None
+    if not (models / name).is_dir():
+        raise CheckpointError(f"models/latest.txt names {name}, which is gone: train again, or name another folder")
+    return models / name
+
+
 def _check_version(version: int, name: str) -> None:
     if version > VERSION:
         raise CheckpointError(f"{name} is of format {version}; this package reads up to {VERSION}. Update it.")

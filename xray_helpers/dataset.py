@@ -191,7 +191,7 @@ def make_loaders(settings: Settings, test: bool = False) -> Loaders:
         test: open the test split too; for evaluation only.
 
     Raises:
-        ValueError: the data does not fit the task or a split is missing; and as `prepare`.
+        ValueError: the data does not fit the task, a split is missing or lacks a class; and as `prepare`.
     """
     manifest, store = _prepare(settings)
     classes = class_names(manifest, settings.task)
@@ -205,6 +205,11 @@ def make_loaders(settings: Settings, test: bool = False) -> Loaders:
 
     def load(split: str) -> DataLoader[Any]:
         dataset = XrayDataset(manifest, store, split, classes, settings.target)
+        missing = [name for name, count in dataset.counts().items() if not count]
+        if missing:
+            raise ValueError(
+                f"{split} has no image of {', '.join(missing)}: use more images, another SPLIT or FRACTIONS"
+            )
         train = split == "train"
         return DataLoader(
             dataset,

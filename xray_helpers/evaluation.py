@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from xray_helpers.archives import DownloadError
-from xray_helpers.checkpoint import CheckpointError, Inference, load_model
+from xray_helpers.bootstrap import Bootstrap, text
+from xray_helpers.calibration import calibration
+from xray_helpers.checkpoint import CheckpointError, Inference, latest_run, load_model
 from xray_helpers.dataset import make_loaders
 from xray_helpers.device import choose_device, choose_precision
 from xray_helpers.files import atomic_file
@@ -21,21 +23,6 @@ from xray_helpers.settings import Settings
 from xray_helpers.splits import LeakError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "accelerate", "kornia")
-
-
-def latest_run(models: Path) -> Path:
-    """The folder that `models/latest.txt` names.
-
-    Raises:
-        CheckpointError: nothing was trained yet, or the folder is gone.
-    """
-    try:
-        name = (models / "latest.txt").read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise CheckpointError("models/latest.txt is missing: train first (make train, or notebook 05)") from None
-    if not (models / name).is_dir():
-        raise CheckpointError(f"models/latest.txt names {name}, which is gone: train again, or name another folder")
-    return models / name
 
 
 def run_settings(folder: Path) -> Settings:
@@ -85,7 +72,10 @@ def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
         table.to_csv(partial, index=False)
     patients = loaders.manifest.set_index("path").loc[dataset.paths, "patient_coarse"]
     probability = table["probability"] if about.num_outputs == 1 else table.iloc[:, 2:]
-    found = {"protocol": f"{settings.split} split, patients apart", **evaluate(table["truth"], probability, patients)}
+    judged = evaluate(table["truth"], probability, patients, about.operating_points, about.classes)
+    found = {"protocol": f"{settings.split} split, patients apart", **judged}
+    if about.num_outputs == 1:
+        found["calibrated"] = calibration(table["truth"], table["calibrated"], Bootstrap(patients))
     _write_metrics(folder, split, found, settings, about, dataset.store.seconds)
     return found
 
@@ -124,12 +114,10 @@ def main() -> None:
         folder = Path(sys.argv[1]) if len(sys.argv) > 1 else latest_run(settings.home / "models")
         for split in ("val", "test"):
             found = evaluate_run(folder, split)
-            auc, rule = found["auc"], next(iter(found["at"]))
-            accuracy = found["at"][rule]["accuracy"]
+            rule, at = next(iter(found["at"].items()))
             print(
-                f"{split}: n = {found['n']:,} of {found['patients']:,} patients, {found['protocol']}; AUC "
-                f"{auc['value']:.4f} ({auc['low']:.4f} to {auc['high']:.4f}), accuracy at {rule} "
-                f"{accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f})"
+                f"{split}: n = {found['n']:,} of {found['patients']:,} patients, {found['protocol']}; "
+                f"AUC {text(found['auc'], 4)}, accuracy at {rule} {text(at['accuracy'], 4)}"
             )
         print(f"models/{folder.name}/metrics.json. These are {run_settings(folder).whose}. Not a medical device.")
     except (CheckpointError, LeakError, DownloadError, ValueError, OSError) as error:

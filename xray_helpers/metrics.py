@@ -1,18 +1,29 @@
-"""What is computed from labels and scores alone, with intervals over patients."""
+"""The numbers that judge a model, from labels, probabilities and patients alone; intervals are over patients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
-from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-Floats = NDArray[np.float64]
-DRAWS = 2000
+from xray_helpers.bootstrap import (
+    DRAWS,
+    Bools,
+    Bootstrap,
+    Floats,
+    Interval,
+    weighted_auc,
+    weighted_precision,
+)
+from xray_helpers.calibration import calibration
+
+Patients: TypeAlias = "Sequence[object] | pd.Series"
+HALF = {"0.5": 0.5}
 
 
 def share_interval(hits: int, n: int) -> dict[str, float]:
@@ -34,12 +45,11 @@ def share_interval(hits: int, n: int) -> dict[str, float]:
 
 
 def auc_interval(
-    truth: ArrayLike, scores: ArrayLike, patients: Sequence[object] | pd.Series, draws: int = DRAWS, seed: int = 0
-) -> dict[str, float]:
-    """Area under the ROC curve, with its 95% interval by bootstrap over patients (Efron 1979).
+    truth: ArrayLike, scores: ArrayLike, patients: Patients, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Area under the ROC curve, with its 95% interval by bootstrap over patients.
 
-    All images of a patient are drawn together, since they are not independent. For more than two classes the value is
-    the mean of the classes' one-versus-rest areas.
+    For more than two classes the value is the mean of the classes' one-versus-rest areas.
 
     Args:
         truth: class numbers 0 … C - 1, (N,).
@@ -54,41 +64,23 @@ def auc_interval(
     Raises:
         ValueError: a class without images, a score that is not a number, or lengths that differ.
     """
-    labels, table = np.asarray(truth), np.asarray(scores, dtype=float)
-    columns = [(labels == 1, table)] if table.ndim == 1 else [(labels == c, table[:, c]) for c in range(table.shape[1])]
-    if len({len(labels), len(table), len(patients)}) > 1:
-        raise ValueError(f"{len(labels)} labels, {len(table)} scores and {len(patients)} patients: expected one length")
-    if not np.isfinite(table).all():
-        raise ValueError("a score is not a finite number")
-    if any(positive.all() or not positive.any() for positive, _ in columns):
-        raise ValueError("AUC needs images of every class, and of another one")
-    owner = pd.factorize(pd.Series(patients))[0]  # (N,)
-    count, rng = owner.max() + 1, np.random.default_rng(seed)
-    value = np.mean([_weighted_auc(positive, column, np.ones((1, len(labels)))) for positive, column in columns])
-    drawn = []
-    for start in range(0, draws, 200):  # in parts, to hold few weights at once
-        picked = rng.multinomial(count, np.full(count, 1 / count), size=min(200, draws - start))  # (draws, patients)
-        weights = picked[:, owner].astype(float)  # (draws, N)
-        drawn.append(np.mean([_weighted_auc(positive, column, weights) for positive, column in columns], axis=0))
-    low, high = np.nanquantile(np.concatenate(drawn), (0.025, 0.975))
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    labels, table = check_scores(truth, scores, patients)
+    return _macro(_columns(labels, table), Bootstrap(patients, draws, seed), roc_auc_score, weighted_auc)
 
 
-def _weighted_auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """AUC of each row of weights (D, N), ties counting half, (D,); NaN where a draw holds one class only."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # where each level of the score begins
-    ranked = weights[:, order]
-    ups = np.add.reduceat(ranked * positive[order], starts, axis=1)  # (D, levels)
-    downs = np.add.reduceat(ranked * ~positive[order], starts, axis=1)
-    wins = (ups * (np.cumsum(downs, axis=1) - 0.5 * downs)).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        area: Floats = wins / (ups.sum(axis=1) * downs.sum(axis=1))
-    return area
+def mean_interval(values: ArrayLike, patients: Patients, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """A mean over images with its 95% interval by bootstrap over patients; value, low, high."""
+    return Bootstrap(patients, draws, seed).ratio(values)
 
 
 def evaluate(
-    truth: ArrayLike, probability: ArrayLike, patients: Sequence[object] | pd.Series, draws: int = DRAWS, seed: int = 0
+    truth: ArrayLike,
+    probability: ArrayLike,
+    patients: Patients,
+    points: Mapping[str, float] = HALF,
+    classes: Sequence[str] = (),
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The numbers that judge a model's probabilities, over all images at once.
 
@@ -96,30 +88,75 @@ def evaluate(
         truth: class numbers 0 … C - 1, (N,).
         probability: of class 1, (N,); or one column a class, (N, C).
         patients: whose image each is, (N,).
+        points: two classes: name → threshold of the probability, chosen elsewhere.
+        classes: more classes: their names, by default their numbers.
         draws: bootstrap draws.
         seed: their seed.
 
     Returns:
-        n, patients, prevalence (share of class 1, or of each class), loss (mean negative log-likelihood), auc, and
-        `at`: rule → threshold and accuracy (`0.5`, or for more classes `argmax` without a threshold). AUC and
-        accuracy have value, low and high: 95% by bootstrap over patients.
+        n, patients, prevalence (share of class 1, or of each class), loss (mean negative log-likelihood), auc,
+        average_precision; for two classes what `calibration` gives, and `at`: name → threshold and what `decisions`
+        gives; for more classes auc and average_precision are means of one-versus-rest, and `at` has `argmax`
+        (accuracy, confusion with the truth in rows) and `classes` (name → auc, average_precision, `decisions`).
+        Each figure has value, low and high: 95% by bootstrap over patients, None where there is none.
 
     Raises:
-        ValueError: as `auc_interval`, or a probability outside of 0 … 1.
+        ValueError: a class without images, a probability outside of 0 … 1 or no number, lengths that differ.
     """
-    labels, table = np.asarray(truth), np.asarray(probability, dtype=float)
-    auc = auc_interval(labels, table, patients, draws, seed)
-    binary = table.ndim == 1
-    accuracy = mean_interval(_decided(table) == labels, patients, draws, seed)
-    rule = {"0.5": {"threshold": 0.5, "accuracy": accuracy}} if binary else {"argmax": {"accuracy": accuracy}}
-    shares = np.bincount(labels, minlength=2 if binary else table.shape[1]) / len(labels)
-    return {
+    labels, table = check_scores(truth, probability, patients)
+    bootstrap, columns, loss = Bootstrap(patients, draws, seed), _columns(labels, table), scores(labels, table)["loss"]
+    shares = [float(positive.mean()) for positive, _ in columns]
+    found = {
         "n": len(labels),
-        "patients": int(pd.Series(patients).nunique()),
-        "prevalence": float(shares[1]) if binary else shares.tolist(),
-        "loss": scores(labels, table)["loss"],
-        "auc": auc,
-        "at": rule,
+        "patients": bootstrap.patients,
+        "prevalence": shares[0] if table.ndim == 1 else shares,
+        "loss": loss,
+        "auc": _macro(columns, bootstrap, roc_auc_score, weighted_auc),
+        "average_precision": _macro(columns, bootstrap, average_precision_score, weighted_precision),
+    }
+    if table.ndim == 1:
+        at = {
+            name: {"threshold": threshold, **decisions(labels == 1, table >= threshold, bootstrap)}
+            for name, threshold in points.items()
+        }
+        return found | calibration(labels, table, bootstrap) | {"at": at}
+    decided = table.argmax(axis=1)
+    names = classes or [str(number) for number in range(table.shape[1])]
+    each = {
+        name: {
+            "auc": _macro([columns[number]], bootstrap, roc_auc_score, weighted_auc),
+            "average_precision": _macro([columns[number]], bootstrap, average_precision_score, weighted_precision),
+            **decisions(columns[number][0], decided == number, bootstrap),
+        }
+        for number, name in enumerate(names)
+    }
+    confusion = confusion_matrix(labels, decided, labels=range(table.shape[1])).tolist()
+    whole = {"accuracy": bootstrap.ratio(decided == labels), "confusion": confusion}
+    return found | {"at": {"argmax": whole}, "classes": each}
+
+
+def decisions(positive: Bools, decided: Bools, bootstrap: Bootstrap) -> dict[str, Any]:
+    """What follows from deciding: shares of right and wrong answers.
+
+    Args:
+        positive: the truth, (N,).
+        decided: the answer, (N,).
+        bootstrap: of these images.
+
+    Returns:
+        accuracy, sensitivity, specificity, ppv, npv and f1 with value, low and high (None where there is nothing to
+        divide by); confusion: counts tn, fp, fn, tp.
+    """
+    hits, passes = positive & decided, ~positive & ~decided
+    tn, fp, fn, tp = confusion_matrix(positive, decided, labels=[False, True]).ravel().tolist()
+    return {
+        "accuracy": bootstrap.ratio(positive == decided),
+        "sensitivity": bootstrap.ratio(hits, positive),
+        "specificity": bootstrap.ratio(passes, ~positive),
+        "ppv": bootstrap.ratio(hits, decided),
+        "npv": bootstrap.ratio(passes, ~decided),
+        "f1": bootstrap.ratio(2.0 * hits, positive.astype(float) + decided),
+        "confusion": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
     }
 
 
@@ -138,52 +175,39 @@ def scores(truth: ArrayLike, probability: ArrayLike) -> dict[str, float]:
     labels, table = np.asarray(truth), np.asarray(probability, dtype=float)
     if not (table.min() >= 0 and table.max() <= 1):
         raise ValueError(f"probabilities from {table.min():.3g} to {table.max():.3g}: expected 0 to 1")
-    columns = np.stack([1 - table, table], axis=1) if table.ndim == 1 else table  # (N, C)
-    of_truth = columns[np.arange(len(labels)), labels].clip(1e-12)
-    once = np.ones((1, len(labels)))
-    areas = [
-        _weighted_auc(labels == c, columns[:, c], once)[0] for c in range(1 if table.ndim == 1 else 0, columns.shape[1])
-    ]
+    chances = np.stack([1 - table, table], axis=1) if table.ndim == 1 else table  # (N, C)
+    decided = (table >= 0.5).astype(int) if table.ndim == 1 else table.argmax(axis=1)
+    columns = _columns(labels, table)
+    missing = any(positive.all() or not positive.any() for positive, _ in columns)
     return {
-        "loss": float(-np.log(of_truth).mean()),
-        "auc": float(np.mean(areas)),
-        "accuracy": float((_decided(table) == labels).mean()),
+        "loss": float(-np.log(chances[np.arange(len(labels)), labels].clip(1e-12)).mean()),
+        "auc": float("nan") if missing else float(np.mean([roc_auc_score(*column) for column in columns])),
+        "accuracy": float((decided == labels).mean()),
     }
 
 
-def _decided(table: Floats) -> NDArray[np.int_]:
-    """Class numbers: 1 from a probability of 0.5 upwards, or the likeliest of several, (N,)."""
-    return (table >= 0.5).astype(int) if table.ndim == 1 else table.argmax(axis=1)
+def check_scores(truth: ArrayLike, values: ArrayLike, patients: Patients) -> tuple[NDArray[Any], Floats]:
+    """Labels and scores as arrays, of one length, finite, with images of every class."""
+    labels, table = np.asarray(truth), np.asarray(values, dtype=float)
+    if len({len(labels), len(table), len(patients)}) > 1:
+        raise ValueError(f"{len(labels)} labels, {len(table)} scores and {len(patients)} patients: expected one length")
+    if not np.isfinite(table).all():
+        raise ValueError("a score is not a finite number")
+    if any(positive.all() or not positive.any() for positive, _ in _columns(labels, table)):
+        raise ValueError("AUC needs images of every class, and of another one")
+    return labels, table
 
 
-def mean_interval(
-    values: ArrayLike, patients: Sequence[object] | pd.Series, draws: int = DRAWS, seed: int = 0
-) -> dict[str, float]:
-    """A mean over images with its 95% interval by bootstrap over patients; value, low, high."""
-    numbers = np.asarray(values, dtype=float)
-    owner = pd.factorize(pd.Series(patients))[0]  # (N,)
-    sums, sizes = np.bincount(owner, numbers), np.bincount(owner)
-    picked = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
-    low, high = np.quantile((picked @ sums) / (picked @ sizes), (0.025, 0.975))
-    return {"value": float(numbers.mean()), "low": float(low), "high": float(high)}
+def _columns(labels: NDArray[Any], table: Floats) -> list[tuple[Bools, Floats]]:
+    """Truth and score of class 1, or of each class against the rest, (N,) each."""
+    if table.ndim == 1:
+        return [(labels == 1, table)]
+    return [(labels == number, table[:, number]) for number in range(table.shape[1])]
 
 
-def platt(truth: ArrayLike, logits: ArrayLike) -> dict[str, float]:
-    """Slope and intercept that turn logits into calibrated log-odds (Platt 1999); fit on validation only.
-
-    Platt's smoothed targets keep them finite where the classes are told apart without an error.
-
-    Args:
-        truth: 0 or 1, (N,).
-        logits: log-odds of class 1, (N,).
-
-    Returns:
-        slope, intercept.
-    """
-    labels, column = np.asarray(truth), np.asarray(logits, dtype=float).reshape(-1, 1)
-    ones = int(labels.sum())
-    target = np.where(labels == 1, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))
-    both = np.concatenate([column, column])
-    model = LogisticRegression(C=1e6, max_iter=1000)
-    model.fit(both, np.repeat([1, 0], len(labels)), sample_weight=np.concatenate([target, 1 - target]))
-    return {"slope": float(model.coef_[0, 0]), "intercept": float(model.intercept_[0])}
+def _macro(columns: list[tuple[Bools, Floats]], bootstrap: Bootstrap, point: Any, weighted: Any) -> Interval:
+    """The mean over classes of a figure that scikit-learn computes once, and we for all draws at once."""
+    value = float(np.mean([point(positive, column) for positive, column in columns]))
+    return bootstrap.interval(
+        value, lambda weights: np.mean([weighted(positive, column, weights) for positive, column in columns], axis=0)
+    )

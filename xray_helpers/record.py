@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torchvision.models import ResNet
 
+from xray_helpers.calibration import operating_points, platt
 from xray_helpers.checkpoint import (
     BEST,
     CARD,
@@ -30,7 +31,7 @@ from xray_helpers.dataset import Loaders
 from xray_helpers.device import choose_device
 from xray_helpers.files import atomic_file
 from xray_helpers.inference import predictions, probabilities, run_network
-from xray_helpers.metrics import platt, scores
+from xray_helpers.metrics import scores
 from xray_helpers.settings import Settings
 from xray_helpers.transforms import Preparation
 
@@ -142,7 +143,7 @@ class Record:
             partial.write_text(json.dumps(asdict(self.settings) | named, indent=1) + "\n", encoding="utf-8")
 
     def finish(self) -> None:
-        """Calibrate the best model on validation, and write its predictions there, in float32.
+        """Calibrate the best model and choose its thresholds on validation; write its predictions there, in float32.
 
         Raises:
             CheckpointError: no epoch had a finite validation loss.
@@ -153,7 +154,9 @@ class Record:
         about = model.about
         logits = run_network(model, self.loaders.val, about.preparation)
         if about.num_outputs == 1:
-            about = replace(about, calibration=platt(val.labels.numpy(), logits.squeeze(1).numpy()))
+            truth, scale = val.labels.numpy(), platt(val.labels.numpy(), logits.squeeze(1).numpy())
+            points = operating_points(truth, probabilities(logits.double()).numpy())
+            about = replace(about, calibration=scale, operating_points=points)
             write_about(self.folder, about)
         with atomic_file(self.folder / PREDICTIONS) as partial:
             predictions(val.paths, val.labels, logits, about.classes, about.calibration).to_csv(partial, index=False)
