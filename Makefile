@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help report test lab train evaluate render benchmark clean
+.PHONY: help report test lab train evaluate predict render benchmark clean
 
 # Each variable of the command line that is not an option of make's own becomes a setting, so that a misspelt one is
 # refused by name. Paths may hold spaces.
-OPTIONS := PYTHON ORIGINALS PROCESSES MODEL FRESH
+OPTIONS := PYTHON ORIGINALS PROCESSES MODEL FRESH IMAGES OUTPUT
 GIVEN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
 $(foreach v,$(GIVEN),$(eval export XRAY_$v := $$($v)))
 
@@ -34,6 +34,10 @@ train: $(VENV)/installed  ## train a model, as notebook 05 does (PROCESSES=2 for
 
 evaluate: $(VENV)/installed  ## judge the newest run (or MODEL=folder) on validation, and open the test split
 	@$(BIN)/python -m xray_helpers.evaluation $(if $(MODEL),"$(MODEL)")
+
+predict: $(VENV)/installed  ## predict new images: IMAGES=folder-or-file (MODEL=models/latest, OUTPUT=reports/predictions.csv)
+	@$(if $(IMAGES),,echo "error: name the images, as in make predict IMAGES=folder" >&2; exit 1)
+	@$(BIN)/python -m xray_helpers.predict "$(IMAGES)" $(if $(MODEL),--model "$(MODEL)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
 render: $(VENV)/installed  ## refresh the outputs committed in notebooks/, on the synthetic sample
 	@$(BIN)/python tools/run_notebooks.py render

@@ -15,7 +15,7 @@ FLOORS = {
     "bootstrap": 4, "calibration": 4.5,
     "metrics": 5, "checkpoint": 5, "steps": 5,
     "comparison": 6, "shortcuts": 6, "record": 6,
-    "training": 6.5, "evaluation": 7,
+    "explain": 6.5, "training": 6.5, "predict": 6.5, "card": 6.5, "evaluation": 7,
     "plots": 7,
 }  # fmt: skip
 PACKAGE = project_root() / "xray_helpers"

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from xray_helpers.catalog import build_catalog
 from xray_helpers.drawing import Anatomy
-from xray_helpers.phantoms import CAUSES, draw, write_dataset
+from xray_helpers.phantoms import CAUSES, draw, write_dataset, write_twins
 
 
 def files_of(folder):
@@ -179,3 +180,21 @@ def test_too_few_patients_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 60"):
         write_dataset(tmp_path, patients=59)
     assert re.search("60", write_dataset.__doc__)
+
+
+def test_twins_differ_in_their_lesion_and_share_their_chest(tmp_path):
+    write_twins(tmp_path, pairs=3)
+    files = sorted(path.relative_to(tmp_path / "chest_xray").as_posix() for path in tmp_path.rglob("*.jpeg"))
+    assert files == [f"train/NORMAL/IM-{n:04}-0001.jpeg" for n in range(3)] + [
+        f"train/PNEUMONIA/person{n}_bacteria_{n}.jpeg" for n in range(3)
+    ]
+    pixels = [np.asarray(Image.open(tmp_path / "chest_xray" / file), dtype=float) for file in files]
+    for number in range(3):
+        lesion = draw("bacterial", np.random.default_rng((99, number))).mask
+        well, ill = (image - np.median(image[~lesion]) for image in (pixels[number], pixels[3 + number]))
+        assert (ill - well)[lesion].mean() > 15
+        own = np.corrcoef(well[~lesion], ill[~lesion])[0, 1]
+        other = np.corrcoef(well[~lesion], pixels[3 + (number + 1) % 3][~lesion])[0, 1]
+        assert own > max(0.95, other)
+    catalog = build_catalog(tmp_path / "chest_xray")
+    assert catalog["cause"].value_counts().to_dict() == {"normal": 3, "bacterial": 3}

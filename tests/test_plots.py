@@ -8,11 +8,15 @@ from xray_helpers.plots import (
     auc_intervals,
     balance,
     colour,
+    confusions,
     distributions,
     gallery,
     mean_images,
+    operating_curves,
+    overlays,
     rate_sweep,
     rates,
+    reliability,
     scatter,
     share_intervals,
     shared_images,
@@ -218,3 +222,58 @@ def test_training_curves_mark_the_epoch_with_the_lowest_validation_loss():
         assert (list(star.get_xdata()), list(star.get_ydata())) == ([1], [value])
         assert axes.get_xlabel() == "epoch (0: the head alone)"
         assert "epoch 2: " in axes.get_label()
+
+
+TRUTH, CHANCE = np.array([0, 0, 0, 1, 1, 1]), np.array([0.1, 0.2, 0.6, 0.4, 0.8, 0.9])
+POINTS = {
+    name: {
+        "threshold": threshold, "sensitivity": {"value": sensitivity}, "specificity": {"value": specificity},
+        "ppv": {"value": ppv}, "confusion": confusion,
+    }
+    for name, threshold, sensitivity, specificity, ppv, confusion in (
+        ("0.5", 0.5, 2 / 3, 2 / 3, 2 / 3, {"tn": 2, "fp": 1, "fn": 1, "tp": 2}),
+        ("never", 1.0, 0.0, 1.0, None, {"tn": 3, "fp": 0, "fn": 3, "tp": 0}),
+    )
+}  # fmt: skip
+
+
+def test_operating_points_lie_on_their_curves():
+    figure = operating_curves(TRUTH, CHANCE, POINTS, "PNEUMONIA", "Curves")
+    roc, precision = figure.axes
+    marks = [(*line.get_xdata(), *line.get_ydata()) for line in roc.lines[2:]]
+    assert marks == [pytest.approx((1 / 3, 2 / 3)), (0.0, 0.0)]
+    assert (1 / 3, 2 / 3) in [pytest.approx(point) for point in zip(*roc.lines[0].get_data(), strict=True)]
+    assert len(precision.lines) == 3  # nothing called PNEUMONIA has no precision
+    assert "0.5 sensitivity 0.667, specificity 0.667" in roc.get_label()
+    assert "PNEUMONIA" in roc.get_xlabel()
+    assert "PNEUMONIA" in precision.get_xlabel()
+
+
+def test_confusions_have_the_truth_in_rows():
+    figure = confusions(POINTS, ("NORMAL", "PNEUMONIA"), "Answers")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["2\n66.7%", "1\n33.3%", "1\n33.3%", "2\n66.7%"]
+    assert figure.axes[0].get_ylabel() == "truth"
+    assert "fn 3" in figure.axes[1].get_label()
+
+
+def test_reliability_sets_frequency_against_probability():
+    figure = reliability(TRUTH, {"plain": np.array([0.1, 0.1, 0.1, 0.1, 0.95, 0.95])}, "Right?")
+    top, bottom = figure.axes
+    assert top.lines[1].get_xdata() == pytest.approx([0.1, 0.95])
+    assert top.lines[1].get_ydata() == pytest.approx([0.25, 1.0])
+    assert bottom.patches[0].get_data().values.tolist() == [0, 4, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert "plain: 0.10 → 0.25, 0.95 → 1.00" in top.get_label()
+
+
+def test_overlays_mark_the_strongest_cell_and_share_one_scale():
+    images, maps = np.zeros((3, 40, 40), np.uint8), np.zeros((3, 4, 4))
+    maps[0, 1, 2], maps[1] = 3.0, -6.0
+    outlines = np.zeros((3, 40, 40), bool)
+    outlines[:, 10:20, 20:30] = True
+    figure = overlays(images, maps, ["one", "two\np = 0.1", "three"], "Maps", "log-odds", outlines)
+    first, *_, colours = figure.axes
+    assert [picture.get_clim() for picture in (ax.images[1] for ax in figure.axes[:3])] == [(-6.0, 6.0)] * 3
+    assert (*first.lines[0].get_xdata(), *first.lines[0].get_ydata()) == (25.0, 15.0)
+    assert colours.get_ylabel() == "log-odds"
+    assert first.get_label() == "one, most for it at 62% from the left and 38% from the top."
+    assert "two, p = 0.1" in figure.axes[1].get_label()

@@ -207,9 +207,7 @@ def make_loaders(settings: Settings, test: bool = False) -> Loaders:
         dataset = XrayDataset(manifest, store, split, classes, settings.target)
         missing = [name for name, count in dataset.counts().items() if not count]
         if missing:
-            raise ValueError(
-                f"{split} has no image of {', '.join(missing)}: use more images, another SPLIT or FRACTIONS"
-            )
+            raise ValueError(f"{split} has no image of {', '.join(missing)}: use another SPLIT or FRACTIONS")
         train = split == "train"
         return DataLoader(
             dataset,

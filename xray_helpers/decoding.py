@@ -38,6 +38,11 @@ def read_image(path: Path, size: int, resize: str = "squash") -> NDArray[np.uint
             gray = Image.fromarray((levels / (257 if levels.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
         else:
             gray = image.convert("L")
+    return to_square(gray, size, resize)
+
+
+def to_square(gray: Image.Image, size: int, resize: str = "squash") -> NDArray[np.uint8]:
+    """A gray image of any shape as `read_image` gives it, uint8 (size, size); ValueError for an unknown `resize`."""
     if resize == "squash":
         gray = gray.resize((size, size), METHOD, reducing_gap=2.0)
     elif resize == "pad":

@@ -13,6 +13,7 @@ import pandas as pd
 from xray_helpers.archives import DownloadError
 from xray_helpers.bootstrap import Bootstrap, text
 from xray_helpers.calibration import calibration
+from xray_helpers.card import CARD_FILE, write_card
 from xray_helpers.checkpoint import CheckpointError, Inference, latest_run, load_model
 from xray_helpers.dataset import make_loaders
 from xray_helpers.device import choose_device, choose_precision
@@ -119,7 +120,9 @@ def main() -> None:
                 f"{split}: n = {found['n']:,} of {found['patients']:,} patients, {found['protocol']}; "
                 f"AUC {text(found['auc'], 4)}, accuracy at {rule} {text(at['accuracy'], 4)}"
             )
-        print(f"models/{folder.name}/metrics.json. These are {run_settings(folder).whose}. Not a medical device.")
+        write_card(folder)
+        whose = run_settings(folder).whose
+        print(f"models/{folder.name}: metrics.json, {CARD_FILE}. These are {whose}. Not a medical device.")
     except (CheckpointError, LeakError, DownloadError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -56,7 +57,7 @@ def network_input(images: Tensor, prepare: Preparation, accelerator: Accelerator
 @torch.inference_mode()
 def run_network(
     network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any]],
     prepare: Preparation,
     accelerator: Accelerator | None = None,
 ) -> Tensor:
@@ -64,7 +65,7 @@ def run_network(
 
     Args:
         network: in evaluation mode, on the accelerator's device.
-        batches: images uint8 (B, 1, S, S) and class numbers; the same in every process.
+        batches: images (B, 1, S, S), and anything beside them; the same in every process.
         prepare: what turns images into the network's input.
         accelerator: from `start_accelerator`; None computes in this process alone, in float32, where the network is.
 
@@ -95,24 +96,24 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def predictions(
-    paths: Sequence[str], labels: Tensor, logits: Tensor, classes: Sequence[str], calibration: Mapping[str, float]
-) -> pd.DataFrame:
-    """The table of `predictions-<split>.csv`.
+def probability_table(logits: Tensor, classes: Sequence[str], calibration: Mapping[str, float]) -> pd.DataFrame:
+    """Probabilities by name: for two classes probability (of the second) and calibrated, else p_<class>….
 
     Args:
-        paths: of the images, (N,).
-        labels: class numbers, (N,).
         logits: (N, 1) or (N, C).
         classes: names in the order of their numbers.
         calibration: slope and intercept of the calibrated log-odds (two classes).
-
-    Returns:
-        path, truth (class number), and for two classes probability (of the second) and calibrated, else p_<class>….
     """
-    table = pd.DataFrame({"path": list(paths), "truth": labels.numpy()})
-    values = probabilities(logits.double())
+    values = probabilities(logits.double()).numpy()
     if logits.shape[1] > 1:
-        return table.assign(**{f"p_{name}": values[:, number].numpy() for number, name in enumerate(classes)})
+        return pd.DataFrame(values, columns=[f"p_{name}" for name in classes])
     calibrated = probabilities(calibration["slope"] * logits.double() + calibration["intercept"])
-    return table.assign(probability=values.numpy(), calibrated=calibrated.numpy())
+    return pd.DataFrame({"probability": values, "calibrated": calibrated.numpy()})
+
+
+def predictions(
+    paths: Sequence[str], labels: Tensor, logits: Tensor, classes: Sequence[str], calibration: Mapping[str, float]
+) -> pd.DataFrame:
+    """The table of `predictions-<split>.csv`: path, truth (class number, from `labels`), and `probability_table`."""
+    table = pd.DataFrame({"path": list(paths), "truth": labels.numpy()})
+    return table.join(probability_table(logits, classes, calibration))

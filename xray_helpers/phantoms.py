@@ -160,6 +160,26 @@ def write_dataset(
     return truth
 
 
+def write_twins(folder: Path, pairs: int = 200, seed: int = 99, strength: float = 2.0) -> None:
+    """Write a dataset without shortcuts: each chest once normal, once with a bacterial (focal) lesion.
+
+    Exposure and noise are drawn anew for each image, alike for both classes. The names make patients of the two, so
+    that a split may part them: only new phantoms judge a model that was trained on twins.
+
+    Args:
+        folder: where to write `chest_xray/train`; created when missing.
+        pairs: how many.
+        seed: of the drawings.
+        strength: how dense lesions are.
+    """
+    names = {"normal": "NORMAL/IM-{0:04}-0001.jpeg", "bacterial": "PNEUMONIA/person{0}_bacteria_{0}.jpeg"}
+    for cause, name in names.items():
+        (folder / "chest_xray" / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        for number in range(pairs):
+            phantom = draw(cause, np.random.default_rng((seed, number)), strength=strength)
+            Image.fromarray(phantom.image).save(folder / "chest_xray" / "train" / name.format(number), quality=95)
+
+
 def _plan(rng: np.random.Generator, patients: int) -> Iterator[_Case]:
     """Who is examined how often, and under which name and folder each image goes."""
     stream = 0

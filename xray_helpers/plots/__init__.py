@@ -14,6 +14,7 @@ from xray_helpers.plots.data import (
     shared_images,
 )
 from xray_helpers.plots.images import gallery, mean_images
+from xray_helpers.plots.judge import confusions, operating_curves, overlays, reliability
 from xray_helpers.plots.model import rate_sweep, training_curves
 from xray_helpers.plots.style import colour, show, use_house_style
 
@@ -21,11 +22,15 @@ __all__ = [
     "auc_intervals",
     "balance",
     "colour",
+    "confusions",
     "distributions",
     "gallery",
     "mean_images",
+    "operating_curves",
+    "overlays",
     "rate_sweep",
     "rates",
+    "reliability",
     "scatter",
     "share_intervals",
     "shared_images",
