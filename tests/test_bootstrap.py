@@ -97,3 +97,14 @@ def test_an_interval_reads_well():
     assert text({"value": 0.0312}) == "0.031"
     assert text({"value": 2.5, "low": 1.5, "high": None}, 1) == "2.5 (1.5 to –)"
     assert text({"value": None, "low": None, "high": None}) == "–"
+
+
+def test_a_share_of_all_or_none_has_wilson_s_interval_over_patients():
+    """Of 20 patients none: 0 to 0.161 (Newcombe 1998)."""
+    none = Bootstrap(np.repeat(range(20), 3)).share([0] * 60)
+    assert (none["value"], none["low"], round(none["high"], 3)) == (0.0, 0.0, 0.161)
+    every = Bootstrap(range(30)).share([1] * 20 + [0] * 10, [1] * 20 + [0] * 10)
+    assert (every["value"], round(every["low"], 3), every["high"]) == (1.0, 0.839, 1.0)
+    some = Bootstrap(range(30))
+    assert some.share([1, 0] * 15) == some.ratio([1, 0] * 15)
+    assert Bootstrap(list("aaa")).share([1, 1, 1])["low"] is None

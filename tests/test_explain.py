@@ -11,6 +11,7 @@ from xray_helpers.explain import (
     Lesions,
     activation_maps,
     draw_lesions,
+    enlarge,
     log_odds,
     occlude,
     occlusion_check,
@@ -71,6 +72,14 @@ def test_many_images_are_mapped_as_one_by_one(images):
     model = random_model("resnet18")
     many = images.repeat(8, 1, 1, 1)  # more than a batch
     torch.testing.assert_close(activation_maps(model, many)[-5:], activation_maps(model, images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_peak_between_two_cells_is_found_between_them():
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 1, 1], maps[0, 1, 2] = 1.0, 0.9
+    row, column = np.unravel_index(enlarge(maps, 64)[0].argmax(), (64, 64))
+    assert 20 <= row <= 27
+    assert 25 <= column <= 31  # centres of the cells: 23.5 and 39.5
 
 
 class TestPointingGame:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -60,6 +61,18 @@ class Bootstrap:
             drawn = (self.picked @ np.bincount(self.owner, above)) / (self.picked @ np.bincount(self.owner, below))
             value = above.sum() / below.sum()
         return self._interval(value, drawn)
+
+    def share(self, hits: ArrayLike, of: ArrayLike | None = None) -> Interval:
+        """A share with its interval, as `ratio`, for hits 0 or 1.
+
+        Where all images agree, so do all draws; then the interval is Wilson's over the patients.
+        """
+        found, among = self.ratio(hits, of), np.ones(len(self.owner)) if of is None else np.asarray(of, dtype=float)
+        if found["value"] in (0.0, 1.0) and found["low"] is not None:
+            asked = len(np.unique(self.owner[among > 0]))
+            low, high = binomtest(round(found["value"] * asked), asked).proportion_ci(method="wilson")
+            found |= {"low": float(low), "high": float(high)}
+        return found
 
     def _interval(self, value: float, drawn: Floats) -> Interval:
         drawn = drawn[~np.isnan(drawn)]

@@ -52,6 +52,11 @@ def activation_maps(model: ResNet, images: Tensor, target: int = 0, block: str =
     return torch.cat(parts).squeeze(1)
 
 
+def enlarge(maps: Tensor, size: int) -> Tensor:
+    """Maps (N, h, w) drawn smoothly to the size of the images, (N, S, S), so that a peak may lie between two cells."""
+    return nn.functional.interpolate(maps.unsqueeze(1), (size, size), mode="bicubic").squeeze(1)
+
+
 @dataclass(frozen=True)
 class Lesions:
     """Synthetic radiographs whose lesions are known: images uint8 (N, 1, S, S); lesions and lungs bool (N, S, S)."""
@@ -96,7 +101,7 @@ def pointing_game(maps: Tensor, known: Lesions, grown: float = 0.05) -> dict[str
         (N,).
     """
     size = known.lesions.shape[1]
-    smooth = nn.functional.interpolate(maps.unsqueeze(1), (size, size), mode="bicubic").flatten(1)  # (N, S * S)
+    smooth = enlarge(maps, size).flatten(1)  # (N, S * S)
     grow = max(1, round(grown * size))
     larger = np.stack([binary_dilation(lesion, iterations=grow) for lesion in known.lesions])
     hits = larger.reshape(len(maps), -1)[np.arange(len(maps)), smooth.argmax(dim=1).numpy()]

@@ -131,7 +131,7 @@ def evaluate(
         for number, name in enumerate(names)
     }
     confusion = confusion_matrix(labels, decided, labels=range(table.shape[1])).tolist()
-    whole = {"accuracy": bootstrap.ratio(decided == labels), "confusion": confusion}
+    whole = {"accuracy": bootstrap.share(decided == labels), "confusion": confusion}
     return found | {"at": {"argmax": whole}, "classes": each}
 
 
@@ -150,11 +150,11 @@ def decisions(positive: Bools, decided: Bools, bootstrap: Bootstrap) -> dict[str
     hits, passes = positive & decided, ~positive & ~decided
     tn, fp, fn, tp = confusion_matrix(positive, decided, labels=[False, True]).ravel().tolist()
     return {
-        "accuracy": bootstrap.ratio(positive == decided),
-        "sensitivity": bootstrap.ratio(hits, positive),
-        "specificity": bootstrap.ratio(passes, ~positive),
-        "ppv": bootstrap.ratio(hits, decided),
-        "npv": bootstrap.ratio(passes, ~decided),
+        "accuracy": bootstrap.share(positive == decided),
+        "sensitivity": bootstrap.share(hits, positive),
+        "specificity": bootstrap.share(passes, ~positive),
+        "ppv": bootstrap.share(hits, decided),
+        "npv": bootstrap.share(passes, ~decided),
         "f1": bootstrap.ratio(2.0 * hits, positive.astype(float) + decided),
         "confusion": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
     }

@@ -160,12 +160,13 @@ def scatter(frame: pd.DataFrame, x: str, y: str, by: str, title: str, ax: Axes |
     )
 
 
-def auc_intervals(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+def auc_intervals(table: pd.DataFrame, title: str, what: str = "cross-validated AUC", ax: Axes | None = None) -> Axes:
     """AUCs with their 95% intervals, one line a predictor and one colour and marker a condition.
 
     Args:
         table: one row a predictor and condition, with columns features, condition, auc, low, high and n.
         title: title of the figure.
+        what: which AUC it is.
         ax: where to draw.
     """
     names, conditions = list(dict.fromkeys(table["features"])), list(dict.fromkeys(table["condition"]))
@@ -182,8 +183,9 @@ def auc_intervals(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Ax
     ax.set_yticks(range(len(names)), names)
     ax.grid(visible=False, axis="y")
     ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(min(0.4, table["low"].min() - 0.02), 1.005))
-    ax.set_xlabel(f"cross-validated AUC (bar: 95% interval over patients; dashed: chance; n = {table['n'].iloc[0]:,})")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.08, 1), frameon=False)
+    ax.set_xlabel(f"{what} (bar: 95% interval over patients; dashed: chance; n = {table['n'].iloc[0]:,})")
+    if len(conditions) > 1:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.08, 1), frameon=False)
     return describe(
         ax,
         title,

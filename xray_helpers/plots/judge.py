@@ -124,11 +124,11 @@ def overlays(
     outlines: NDArray[np.bool_] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """Radiographs under the maps of what speaks for a class and against it; a cross marks the strongest cell for it.
+    """Radiographs under the maps of what speaks for a class and against it; a cross marks the strongest place for it.
 
     Args:
         images: gray images, uint8 (N, H, W).
-        maps: float (N, h, w), in `unit`; drawn smoothly to the size of the images.
+        maps: float (N, h, w), in `unit`; smaller ones are drawn smoothly to the size of the images.
         titles: one an image.
         heading: title of the figure.
         unit: what the colours count.
