@@ -46,6 +46,7 @@ benchmark: $(VENV)/installed-dev  ## measure this machine (ORIGINALS=zip of orig
 	@$(BIN)/python benchmarks/spine.py $(if $(ORIGINALS),"$(ORIGINALS)")
 	@$(BIN)/python benchmarks/loading.py $(if $(ORIGINALS),"$(ORIGINALS)")
 	@$(BIN)/python benchmarks/training.py $(if $(ORIGINALS),"$(ORIGINALS)")
+	@$(BIN)/python benchmarks/judging.py $(if $(ORIGINALS),"$(ORIGINALS)")
 	@$(BIN)/python benchmarks/learning.py
 
 clean:  ## remove the environment, the reports and everything made from data; keeps data/raw and models

@@ -1,0 +1,55 @@
+"""How long it takes to judge a model with intervals, and to predict new images, on this machine.
+
+Usage: python benchmarks/judging.py [ZIP_OF_ORIGINALS]
+
+Without a zip of original-size radiographs, phantoms enlarged to 1.4 megapixels stand in for them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from loading import originals
+from scipy.special import expit
+
+from xray_helpers.checkpoint import Inference, load_model, save_best
+from xray_helpers.device import choose_device
+from xray_helpers.metrics import evaluate
+from xray_helpers.model import build_model
+from xray_helpers.predict import find_images, predict_images
+from xray_helpers.transforms import Preparation
+
+IMAGES, FILES = 5856, 500
+POINTS = {"0.5": 0.5, "chosen": 0.4, "sensitivity 0.95": 0.3}
+ABOUT = Inference(
+    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preparation=Preparation(224), epoch=1, val_loss=0.5,
+    calibration={"slope": 1.0, "intercept": 0.0}, operating_points=POINTS, data="x", fingerprint="x", weights="none",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Print one row a step of a Markdown table."""
+    print("| step | images | seconds | goal |\n| --- | --- | --- | --- |")
+    rng = np.random.default_rng(0)
+    truth = np.arange(IMAGES) % 4 > 0
+    chance = expit(rng.normal(0, 2, IMAGES) + 4 * truth - 2)
+    start = time.perf_counter()
+    evaluate(truth.astype(int), chance, rng.integers(0, IMAGES // 2, IMAGES), POINTS)
+    print(
+        f"| all figures, 2,000 draws of patients | {IMAGES:,} | {time.perf_counter() - start:.1f} | < 5 |", flush=True
+    )
+    with tempfile.TemporaryDirectory() as name:
+        root = originals(Path(name))
+        files = find_images(root)
+        save_best(Path(name) / "run", build_model("resnet18", 1, "none"), ABOUT)
+        start = time.perf_counter()
+        model = load_model(Path(name) / "run", choose_device().value)
+        predict_images((files * FILES)[:FILES], model)
+        print(f"| load a model and predict original-size files | {FILES} | {time.perf_counter() - start:.1f} | < 20 |")
+
+
+if __name__ == "__main__":
+    main()
