@@ -109,3 +109,19 @@ def test_a_slope_that_does_not_exist_is_none(truth, probability, value):
 def test_certain_and_wrong_is_finite():
     found = calibration(np.array([0, 1, 0, 1]), np.array([1.0, 0.0, 0.0, 1.0]), Bootstrap(range(4), 50))
     assert found["calibration_slope"]["value"] == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("truth", "probability", "message"),
+    [
+        ([0, 1, 1], [0.1, 0.2], "expected one of each"),
+        ([0, 2], [0.1, 0.2], "neither 0 nor 1"),
+        ([0, float("nan")], [0.1, 0.2], "neither 0 nor 1"),
+        ([0, 1], [0.1, float("nan")], "no number from 0 to 1"),
+        ([0, 1], [0.1, 1.2], "no number from 0 to 1"),
+    ],
+)
+@pytest.mark.parametrize("judge", [operating_points, ece, lambda y, p: calibration(y, p, Bootstrap(range(len(y))))])
+def test_input_that_means_nothing_is_an_error(judge, truth, probability, message):
+    with pytest.raises(ValueError, match=message):
+        judge(truth, probability)

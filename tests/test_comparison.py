@@ -36,6 +36,11 @@ def test_another_threshold_decides_otherwise():
     assert found["sensitivity"][0]["value"] == 1.0
 
 
+def test_a_probability_that_is_missing_is_no_answer():
+    with pytest.raises(ValueError, match="no number from 0 to 1"):
+        subgroups(TABLE.assign(probability=[0.1, np.nan, 0.9, 0.4, 0.8, 0.2]), {"all": [1] * 6}, draws=10)
+
+
 class TestCompare:
     def runs(self, better):
         rng = np.random.default_rng(0)

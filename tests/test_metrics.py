@@ -66,6 +66,8 @@ def test_more_classes_give_the_mean_of_one_versus_rest():
         ([1, 1, 1], [0.1, 0.2, 0.3], "every class"),
         ([0, 1, 1], [0.1, float("nan"), 0.3], "not a finite number"),
         ([0, 1], [0.1, 0.2, 0.3], "expected one length"),
+        ([0, 1, 2], [0.1, 0.2, 0.3], "no number of a class"),
+        ([0, 1, float("nan")], [0.1, 0.2, 0.3], "no number of a class"),
     ],
 )
 def test_input_without_an_answer_is_an_error(truth, scores, message):

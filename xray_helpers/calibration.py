@@ -36,6 +36,22 @@ def platt(truth: ArrayLike, logits: ArrayLike) -> dict[str, float]:
     return {"slope": float(model.coef_[0, 0]), "intercept": float(model.intercept_[0])}
 
 
+def check_binary(truth: ArrayLike, probability: ArrayLike) -> tuple[Bools, Floats]:
+    """Truth and probability of class 1 as arrays, (N,) each.
+
+    Raises:
+        ValueError: lengths that differ, a label other than 0 and 1, a probability outside of 0 … 1 or no number.
+    """
+    labels, chance = np.asarray(truth), np.asarray(probability, dtype=float)
+    if labels.shape != chance.shape or labels.ndim != 1:
+        raise ValueError(f"labels of shape {labels.shape} and probabilities of {chance.shape}: expected one of each")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("a label is neither 0 nor 1")
+    if not ((chance >= 0) & (chance <= 1)).all():
+        raise ValueError("a probability is no number from 0 to 1")
+    return labels == 1, chance
+
+
 def operating_points(truth: ArrayLike, probability: ArrayLike, target: float = TARGET) -> dict[str, float]:
     """Thresholds of the probability, to be chosen on validation.
 
@@ -50,9 +66,9 @@ def operating_points(truth: ArrayLike, probability: ArrayLike, target: float = T
         `chosen` is 0.5.
 
     Raises:
-        ValueError: a class without images.
+        ValueError: a class without images, or as `check_binary`.
     """
-    labels, scores = np.asarray(truth), np.asarray(probability, dtype=float)
+    labels, scores = check_binary(truth, probability)
     if len(np.unique(labels)) < 2:
         raise ValueError("an operating point needs images of both classes")
     misses, hits, levels = roc_curve(labels, scores, drop_intermediate=False)
@@ -72,7 +88,7 @@ def ece(truth: ArrayLike, probability: ArrayLike, bins: int = BINS) -> float:
     Naeini et al. 2015, for the probability of class 1. It is biased upward, and more so in bootstrap draws: it has no
     interval.
     """
-    labels, scores = np.asarray(truth, dtype=float), np.asarray(probability, dtype=float)
+    labels, scores = check_binary(truth, probability)
     bin_of = np.minimum((scores * bins).astype(int), bins - 1)
     gaps = np.bincount(bin_of, scores - labels, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
@@ -91,8 +107,11 @@ def calibration(truth: ArrayLike, probability: ArrayLike, bootstrap: Bootstrap) 
         calibration_intercept (0 is right, above means probabilities are too low), both as Van Calster et al. 2019
         define them. The slope is None where it does not exist: one class, constant scores, classes told apart
         without an error (or only its upper end, where that happens in many draws).
+
+    Raises:
+        ValueError: as `check_binary`.
     """
-    labels, scores = np.asarray(truth) == 1, np.asarray(probability, dtype=float)
+    labels, scores = check_binary(truth, probability)
     clipped = scores.clip(1e-12, 1 - 1e-12)
     logits, once = np.log(clipped / (1 - clipped)), np.ones((1, len(labels)))
     return {

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from xray_helpers.bootstrap import DRAWS, Bootstrap, Floats, Interval, weighted_auc
+from xray_helpers.calibration import check_binary
 from xray_helpers.metrics import Patients, check_scores, decisions
 
 NOTHING: Interval = {"value": None, "low": None, "high": None}
@@ -33,12 +34,15 @@ def subgroups(
     Returns:
         One row a group: by, group, n, patients, positive (images of class 1), and auc, accuracy, sensitivity and
         specificity, each with value, low and high; None where a group has one class only.
+
+    Raises:
+        ValueError: a label, a probability or a patient is missing or no such thing.
     """
     rows: list[dict[str, object]] = []
     for by, names in groups.items():
         for name, part in table.groupby(np.asarray(names), sort=True):
-            positive, bootstrap = part["truth"].to_numpy() == 1, Bootstrap(part["patient"], draws, seed)
-            chance = part["probability"].to_numpy(dtype=float)
+            positive, chance = check_binary(part["truth"], part["probability"])
+            bootstrap = Bootstrap(part["patient"], draws, seed)
             both = positive.any() and not positive.all()
             auc = NOTHING
             if both:

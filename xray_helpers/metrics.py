@@ -101,7 +101,8 @@ def evaluate(
         Each figure has value, low and high: 95% by bootstrap over patients, None where there is none.
 
     Raises:
-        ValueError: a class without images, a probability outside of 0 … 1 or no number, lengths that differ.
+        ValueError: a class without images, a label of no class, a probability outside of 0 … 1 or no number, lengths
+            that differ.
     """
     labels, table = check_scores(truth, probability, patients)
     bootstrap, columns, loss = Bootstrap(patients, draws, seed), _columns(labels, table), scores(labels, table)["loss"]
@@ -193,6 +194,8 @@ def check_scores(truth: ArrayLike, values: ArrayLike, patients: Patients) -> tup
         raise ValueError(f"{len(labels)} labels, {len(table)} scores and {len(patients)} patients: expected one length")
     if not np.isfinite(table).all():
         raise ValueError("a score is not a finite number")
+    if not np.isin(labels, range(2 if table.ndim == 1 else table.shape[1])).all():
+        raise ValueError("a label is no number of a class")
     if any(positive.all() or not positive.any() for positive, _ in _columns(labels, table)):
         raise ValueError("AUC needs images of every class, and of another one")
     return labels, table
