@@ -108,3 +108,12 @@ def test_a_share_of_all_or_none_has_wilson_s_interval_over_patients():
     some = Bootstrap(range(30))
     assert some.share([1, 0] * 15) == some.ratio([1, 0] * 15)
     assert Bootstrap(list("aaa")).share([1, 1, 1])["low"] is None
+
+
+def test_the_interval_of_a_mean_is_wider_when_images_share_patients():
+    values = np.repeat([0, 1] * 10, 5)
+    alone = Bootstrap(range(100)).ratio(values)
+    shared = Bootstrap(np.repeat(range(20), 5)).ratio(values)
+    assert alone["value"] == shared["value"] == 0.5
+    assert shared["high"] - shared["low"] > 1.8 * (alone["high"] - alone["low"])
+    assert alone["low"] == pytest.approx(0.4, abs=0.02)

@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from xray_helpers.bootstrap import Bootstrap
-from xray_helpers.metrics import auc_interval, decisions, evaluate, mean_interval, scores, share_interval
+from xray_helpers.metrics import auc_interval, decisions, evaluate, scores, share_interval
 
 
 def test_a_share_has_wilson_s_interval():
@@ -133,15 +133,6 @@ class TestEvaluate:
         with pytest.raises(ValueError, match="every class"):
             evaluate(np.ones(6, dtype=int), self.PROBABILITY, self.PATIENTS)
         assert np.isnan(scores(np.ones(6, dtype=int), self.PROBABILITY)["auc"])
-
-
-def test_the_interval_of_a_mean_is_wider_when_images_share_patients():
-    values = np.repeat([0, 1] * 10, 5)
-    alone = mean_interval(values, range(100))
-    shared = mean_interval(values, np.repeat(range(20), 5))
-    assert alone["value"] == shared["value"] == 0.5
-    assert shared["high"] - shared["low"] > 1.8 * (alone["high"] - alone["low"])
-    assert alone["low"] == pytest.approx(0.4, abs=0.02)
 
 
 def test_decisions_equal_scikit_learn_s_and_what_cannot_be_divided_is_none():

@@ -68,11 +68,6 @@ def auc_interval(
     return _macro(_columns(labels, table), Bootstrap(patients, draws, seed), roc_auc_score, weighted_auc)
 
 
-def mean_interval(values: ArrayLike, patients: Patients, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """A mean over images with its 95% interval by bootstrap over patients; value, low, high."""
-    return Bootstrap(patients, draws, seed).ratio(values)
-
-
 def evaluate(
     truth: ArrayLike,
     probability: ArrayLike,
