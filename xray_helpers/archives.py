@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import stat
 import zipfile
@@ -56,8 +58,12 @@ def extract(path: Path, images: Path) -> int:
                 with archive.open(members[name]) as packed, open(_make_room(images / place), "xb") as file:
                     shutil.copyfileobj(packed, file)  # reading to the end also checks the CRC
             return len(members) - len(chosen)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise CorruptArchiveError(f"{path.name} is not a zip archive, or it is damaged ({error}).") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # zipfile, sent to a place before the start
+            raise
+        raise CorruptArchiveError(f"{path.name} is damaged: a place that it names does not exist.") from None
 
 
 def check_archive(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
