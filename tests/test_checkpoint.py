@@ -2,10 +2,13 @@ import json
 import os
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from xray_helpers import checkpoint
 from xray_helpers.checkpoint import (
     BEST,
     CARD,
@@ -78,18 +81,45 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     }  # fmt: skip
 
 
-def test_saving_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
-    save_state(tmp_path, {"epoch": 1})
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_a_full_disk_keeps_the_old_file_and_names_the_space_needed(folder, model, monkeypatch, name):
+    save_state(folder, {"epoch": 1})
+    before = (folder / name).read_bytes()
 
     def full(_, file):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_state(tmp_path, {"epoch": 2})
-    assert load_state(tmp_path)["epoch"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=rf"the disk is full: saving .*/{name} needs 45 MB, and .* intact") as error:
+        save_state(folder, {"model": model.state_dict()}) if name == LAST else save_best(folder, model, ABOUT)
+    assert error.value.errno == 28
+    assert (folder / name).read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == sorted([LAST, BEST, CARD])
+
+
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_what_pytorch_and_safetensors_say_of_a_full_disk_is_put_plainly(folder, model, monkeypatch, name):
+    """A disk of one megabyte, as seen by asking; both libraries then raise errors of their own kinds."""
+
+    def full(*_):
+        raise RuntimeError("unexpected pos 576 vs 534") if name == LAST else SafetensorError("I/O error")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(OSError, match="the disk is full: .* and 1 MB are free"):
+        save_state(folder, {"model": model.state_dict()}) if name == LAST else save_best(folder, model, ABOUT)
+
+
+def test_another_failure_is_not_called_a_full_disk(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(checkpoint.torch, "save", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        save_state(tmp_path, {"model": {}})
 
 
 @pytest.mark.parametrize("name", [LAST, BEST, CARD])

@@ -331,3 +331,13 @@ def test_the_command_line_ends_with_one_clear_line(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["training", "--data", str(tiny), "--weights", str(tmp_path / "wrong.pth")])
     with pytest.raises(SystemExit, match=r"error: wrong.pth cannot be read"):
         training.main()
+
+
+def test_a_full_disk_ends_the_command_line_with_one_clear_line_too(tiny, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "the disk is full: saving last.pt needs 45 MB")
+
+    monkeypatch.setattr(training, "fit", full)
+    monkeypatch.setattr(sys, "argv", ["training", "--data", str(tiny)])
+    with pytest.raises(SystemExit, match="error: .*the disk is full"):
+        training.main()

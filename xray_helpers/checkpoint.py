@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +64,12 @@ class Inference:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Save everything that is needed to go on (tensors and simple values) as `last.pt`, whole or not at all."""
-    with atomic_file(folder / LAST) as partial:
+    """Save everything that is needed to go on (tensors and simple values) as `last.pt`, whole or not at all.
+
+    Raises:
+        OSError: the disk is full; the message names the space needed, and the old file is intact.
+    """
+    with _room_for(folder / LAST, state) as partial:
         torch.save({"version": VERSION, **state}, partial)
 
 
@@ -85,9 +93,13 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def save_best(folder: Path, model: nn.Module, about: Inference) -> None:
-    """Save weights and facts for inference; first the weights, then the facts that name their size."""
+    """Save weights and facts for inference; first the weights, then the facts that name their size.
+
+    Raises:
+        OSError: as `save_state`.
+    """
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_file(folder / BEST) as partial:
+    with _room_for(folder / BEST, weights) as partial:
         save_file(weights, partial)
     write_about(folder, about)
 
@@ -153,6 +165,32 @@ def latest_run(models: Path) -> Path:
     if not (models / name).is_dir():
         raise CheckpointError(f"models/latest.txt names {name}, which is gone: train again, or name another folder")
     return models / name
+
+
+@contextmanager
+def _room_for(file: Path, content: object) -> Iterator[Path]:
+    """`atomic_file`, with one clear error where the disk is too small: PyTorch and safetensors say it in riddles."""
+    try:
+        with atomic_file(file) as partial:
+            yield partial
+    except (OSError, RuntimeError, SafetensorError) as error:
+        needed, free = _size(content), shutil.disk_usage(file.parent).free
+        if getattr(error, "errno", None) != errno.ENOSPC and free >= needed:
+            raise
+        why = (
+            f"the disk is full: saving {file.parent.name}/{file.name} needs {needed / 1e6:,.0f} MB, and "
+            f"{free / 1e6:,.0f} MB are free. What was saved before is intact; free some space and run this again."
+        )
+        raise OSError(errno.ENOSPC, why) from None
+
+
+def _size(content: object) -> int:
+    """Bytes of all tensors in nested dictionaries and sequences."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, dict):
+        return sum(map(_size, content.values()))
+    return sum(map(_size, content)) if isinstance(content, list | tuple) else 0
 
 
 def _check_version(version: int, name: str) -> None:

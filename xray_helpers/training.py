@@ -38,7 +38,9 @@ from xray_helpers.steps import (
 )
 from xray_helpers.transforms import Augmentation
 
-EXPECTED = (CheckpointError, WeightsError, NonFiniteLossError, LeakError, DownloadError, MemoryError, ValueError)
+EXPECTED = (
+    CheckpointError, WeightsError, NonFiniteLossError, LeakError, DownloadError, MemoryError, ValueError, OSError,
+)  # fmt: skip
 
 
 @dataclass
