@@ -182,4 +182,6 @@ def alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
             except Timeout:
                 why = f"another process is training in models/{folder.name}; wait for it, or stop it"
                 raise CheckpointError(why) from None
+            for half in folder.glob(".*.partial*"):  # of a process that was killed while saving
+                half.unlink()
         yield
