@@ -94,6 +94,7 @@ class TestCommandLine:
         Image.fromarray(gray[::-1]).save(folder / "sub" / "two.JPG")
         (folder / ".hidden.png").touch()
         (folder / "notes.txt").write_text("no image")
+        (folder / "letter.pdf").write_text("nor is this")
         return folder
 
     def call(self, monkeypatch, *arguments):

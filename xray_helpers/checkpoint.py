@@ -131,12 +131,17 @@ def read_about(folder: Path) -> Inference:
         raise CheckpointError(_damaged(folder, CARD, error)) from None
 
 
-def load_model(folder: Path, device: str = "cpu") -> ResNet:
+def load_model(folder: str | Path, device: str = "cpu") -> ResNet:
     """The best model of a run, ready for inference: in evaluation mode, on `device`, its facts as `model.about`.
+
+    Args:
+        folder: of the run.
+        device: such as `cpu` or `cuda`, whatever it was trained on.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit.
     """
+    folder = Path(folder)
     about = read_about(folder)
     try:
         weights = load_file(folder / BEST)

@@ -42,7 +42,8 @@ def activation_maps(model: ResNet, images: Tensor, target: int = 0, block: str =
         block: `layer4`, or `layer3` for twice as many cells a side.
 
     Returns:
-        float32 (N, S/32, S/32) on the CPU, in log-odds (for more classes: in logits); below 0 speaks against it.
+        float32 (N, S/32, S/32) on the CPU, for `layer3` (N, S/16, S/16), in log-odds (for more classes: in logits);
+        below 0 speaks against it.
     """
     method, device = LayerGradCam(model, getattr(model, block)), next(model.parameters()).device
     parts = [

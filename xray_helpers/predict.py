@@ -21,18 +21,17 @@ from xray_helpers.inference import probability_table, run_network
 from xray_helpers.settings import Settings
 
 BATCH = 64
-COLUMNS = ["path", "predicted", "probability", "calibrated"]
 
 
 def find_images(source: Path) -> list[Path]:
-    """A file, or all files under a folder whose names Pillow knows, sorted; hidden ones are left out.
+    """A file, or all files under a folder of the kinds that Pillow reads, sorted; hidden ones are left out.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or the folder holds no image.
     """
     if source.is_file():
         return [source]
-    known = Image.registered_extensions()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found = sorted(
         path
         for path in source.rglob("*")
