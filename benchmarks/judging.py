@@ -15,8 +15,9 @@ import numpy as np
 from loading import originals
 from scipy.special import expit
 
-from xray_helpers.checkpoint import Inference, load_model, save_best
+from xray_helpers.checkpoint import load_model, save_best
 from xray_helpers.device import choose_device
+from xray_helpers.facts import Inference
 from xray_helpers.metrics import evaluate
 from xray_helpers.model import build_model
 from xray_helpers.predict import find_images, predict_images

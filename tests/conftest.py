@@ -14,6 +14,7 @@ from xray_helpers.files import project_root
 from xray_helpers.phantoms import write_dataset
 
 SHARED = project_root().parent / "shared"
+LONG = os.environ.get("FAULTS") == "long"  # set by `make faults`
 
 # The same examples each time, and no clock: a slow machine is no failure.
 hypothesis_settings.register_profile("steady", deadline=None, derandomize=True)

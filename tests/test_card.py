@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 
 from xray_helpers.bootstrap import text
-from xray_helpers.card import CARD_FILE, write_card
-from xray_helpers.checkpoint import CheckpointError
+from xray_helpers.card import write_card
+from xray_helpers.checkpoint import CARD
 from xray_helpers.evaluation import evaluate_run
+from xray_helpers.facts import CheckpointError
 from xray_helpers.settings import Settings
 from xray_helpers.training import fit
 
@@ -26,7 +27,7 @@ def judged(settings):
 def test_a_card_says_whose_images_how_judged_and_what_not_to_do(settings):
     folder = judged(settings)
     card = write_card(folder)
-    assert (folder / CARD_FILE).read_text(encoding="utf-8") == card
+    assert (folder / CARD).read_text(encoding="utf-8") == card
     found = json.loads((folder / "metrics.json").read_text())
     assert f"| AUC | {text(found['val']['auc'])} | {text(found['test']['auc'])} |" in card
     for point in ("0.5", "chosen", "sensitivity 0.95"):

@@ -9,9 +9,9 @@ import pytest
 from xray_helpers import evaluation
 from xray_helpers.bootstrap import Bootstrap
 from xray_helpers.calibration import calibration, operating_points
-from xray_helpers.checkpoint import CheckpointError, read_about
 from xray_helpers.dataset import make_loaders
 from xray_helpers.evaluation import evaluate_run, run_settings
+from xray_helpers.facts import CheckpointError, read_about
 from xray_helpers.metrics import evaluate
 from xray_helpers.settings import Settings
 from xray_helpers.training import fit

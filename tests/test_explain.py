@@ -4,7 +4,6 @@ import torch
 from conftest import SHARED
 from torch import nn
 
-from xray_helpers.checkpoint import Inference
 from xray_helpers.explain import (
     GRAY,
     PARTS,
@@ -17,6 +16,7 @@ from xray_helpers.explain import (
     occlusion_check,
     pointing_game,
 )
+from xray_helpers.facts import Inference
 from xray_helpers.inference import run_network
 from xray_helpers.model import build_model
 from xray_helpers.phantoms import write_dataset, write_twins

@@ -13,7 +13,7 @@ FLOORS = {
     "splits": 3, "transforms": 3, "store": 3,
     "dataset": 4, "model": 4, "inference": 4,
     "bootstrap": 4, "calibration": 4.5,
-    "metrics": 5, "checkpoint": 5, "steps": 5,
+    "facts": 4.5, "metrics": 5, "checkpoint": 5, "steps": 5,
     "comparison": 6, "shortcuts": 6, "record": 6,
     "explain": 6.5, "training": 6.5, "predict": 6.5, "card": 6.5, "evaluation": 7,
     "plots": 7,

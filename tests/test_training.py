@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from xray_helpers import record, steps, training
-from xray_helpers.checkpoint import BEST, LAST, CheckpointError, load_state
+from xray_helpers.checkpoint import LAST, resume
 from xray_helpers.dataset import make_loaders
+from xray_helpers.facts import BEST, CheckpointError
 from xray_helpers.files import project_root
 from xray_helpers.inference import loss_of, probabilities, run_network, start_accelerator
 from xray_helpers.model import WeightsError, build_model
@@ -106,7 +107,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(settings):
 def test_a_run_that_was_stopped_ends_as_if_it_had_not(settings, monkeypatch, stop, augment):
     settings = replace(settings, augment=augment)
     whole = fit(settings)
-    kept, last, history = weights_of(whole), load_state(whole.folder), whole.history
+    kept, last, history = weights_of(whole), resume(whole.folder), whole.history
     real = record.Record.keep
 
     def keep_then_stop(self, model, stage, epoch, *rest):
@@ -118,11 +119,11 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not(settings, monkeypatch, sto
         patch.setattr(record.Record, "keep", keep_then_stop)
         with pytest.raises(KeyboardInterrupt):
             fit(settings, fresh=True)
-    assert load_state(whole.folder)["epoch"] == (0 if stop == "head" else stop)
+    assert resume(whole.folder)["epoch"] == (0 if stop == "head" else stop)
     torch.manual_seed(12345)  # another state than in the first run
     resumed = fit(settings)
     assert same(weights_of(resumed), kept)
-    assert same(load_state(resumed.folder)["model"], last["model"])
+    assert same(resume(resumed.folder)["model"], last["model"])
     pd.testing.assert_frame_equal(results(resumed.history), results(history))
 
 
@@ -181,7 +182,7 @@ def test_a_planted_nan_stops_the_run_and_the_best_model_stays(settings, monkeypa
     with pytest.raises(NonFiniteLossError, match=r"The loss is nan in batch 2 of epoch 2, at a learning rate of \d"):
         fit(settings)
     folder = settings.run_folder
-    assert load_state(folder)["epoch"] == 1
+    assert resume(folder)["epoch"] == 1
     assert all(value.isfinite().all() for value in load_file(folder / BEST).values())
 
 
@@ -208,12 +209,17 @@ def test_two_runs_never_write_to_one_folder(settings):
         fit(settings)
 
 
-def test_other_data_under_the_same_name_is_refused(settings):
+def test_the_state_of_another_run_is_refused(settings):
     fit(replace(settings, epochs=1))
     folder = replace(settings, epochs=1).run_folder
-    state = load_state(folder)
-    torch.save({**state, "fingerprint": "other", "epoch": 0}, folder / LAST)
-    with pytest.raises(CheckpointError, match=r"trained with another fingerprint \(other, now .*--fresh"):
+    state = resume(folder)
+    for name in ("arch", "classes", "image_size", "resize", "fingerprint", "run"):
+        torch.save({**state, "of": state["of"] | {name: "other"}}, folder / LAST)
+        with pytest.raises(CheckpointError, match=rf"trained with another {name} \(other, now .*--fresh"):
+            fit(replace(settings, epochs=1))
+    del state["model"]["fc.bias"]
+    torch.save({**state, "epoch": 0}, folder / LAST)
+    with pytest.raises(CheckpointError, match=r"last.pt does not fit resnet18: 1 entries are missing.*fc\.bias"):
         fit(replace(settings, epochs=1))
 
 

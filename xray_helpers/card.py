@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from xray_helpers.bootstrap import text
-from xray_helpers.checkpoint import CheckpointError, Inference, read_about
+from xray_helpers.checkpoint import CARD
+from xray_helpers.facts import CheckpointError, Inference, read_about
 from xray_helpers.files import atomic_file
 
-CARD_FILE = "model-card.md"
 WHOLE = {
     "auc": "AUC",
     "average_precision": "average precision",
@@ -105,7 +105,7 @@ model = load_model("models/{folder.name}")  # runs no code of the file
 table = predict_images(["image.jpeg"], model)
 ```
 """
-    with atomic_file(folder / CARD_FILE) as partial:
+    with atomic_file(folder / CARD) as partial:
         partial.write_text(card, encoding="utf-8")
     return card
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +22,30 @@ from xray_helpers.store import ImageStore, build_store
 
 CLASSES = {"pneumonia": ("NORMAL", "PNEUMONIA"), "cause": ("normal", "bacterial", "viral")}
 PATIENCE = 120  # seconds that a loading process may take for a batch before it counts as hung
+
+
+class LoadingError(Exception):
+    """A process that loads images was killed, or hangs; the message says what to do."""
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Say plainly what PyTorch says of its loading processes in the language of its own code.
+
+    Raises:
+        LoadingError: one was killed, or gave no batch in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if "DataLoader worker" not in said and "DataLoader timed out" not in said:
+            raise
+        what = f"gave no batch for {PATIENCE} s" if "timed out" in said else "was killed, mostly for want of memory"
+        raise LoadingError(
+            f"A process that loads images {what}. Set WORKERS to fewer, or to 0 to load in the main process; finished "
+            "epochs are kept, and the next run goes on from there."
+        ) from None
 
 
 def class_names(manifest: pd.DataFrame, task: str) -> tuple[str, ...]:

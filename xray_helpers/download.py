@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from filelock import FileLock
 
 from xray_helpers import phantoms
 from xray_helpers.archives import CorruptArchiveError, DownloadError, copy_folder, extract
-from xray_helpers.files import FOLDERS, check_disk, sync_folder
+from xray_helpers.files import FOLDERS, FULL, check_disk, make_folder, sync_folder
 from xray_helpers.settings import SOURCES, Settings
 
 KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
@@ -45,7 +44,7 @@ def fetch(settings: Settings) -> Path:
         OSError: the disk is too small.
     """
     target, name = settings.raw_folder, f"data/raw/{settings.data_name}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with FileLock(target.parent / f".{settings.data_name}.lock"):
         _put_back(target)
         kept = _read_marker(target)
@@ -93,7 +92,7 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
         staging.rename(target)
         sync_folder(target.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise DownloadError("The disk is full. Nothing was changed; free some space and run this again.") from None
         raise
     finally:

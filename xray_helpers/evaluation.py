@@ -13,10 +13,11 @@ import pandas as pd
 from xray_helpers.archives import DownloadError
 from xray_helpers.bootstrap import Bootstrap, text
 from xray_helpers.calibration import calibration
-from xray_helpers.card import CARD_FILE, write_card
-from xray_helpers.checkpoint import CheckpointError, Inference, latest_run, load_model
-from xray_helpers.dataset import make_loaders
+from xray_helpers.card import write_card
+from xray_helpers.checkpoint import CARD, latest_run, load_model
+from xray_helpers.dataset import Loaders, LoadingError, loading, make_loaders
 from xray_helpers.device import choose_device, choose_precision
+from xray_helpers.facts import CheckpointError, Inference
 from xray_helpers.files import atomic_file
 from xray_helpers.inference import predictions, run_network
 from xray_helpers.metrics import evaluate
@@ -60,15 +61,11 @@ def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
     model = load_model(folder, choose_device(settings.device).value)
     about = model.about
     loaders = make_loaders(settings, test=split == "test")
-    if loaders.fingerprint != about.fingerprint:
-        raise CheckpointError(
-            f"{folder.name} was trained on other files: their fingerprint is {about.fingerprint}, and that of "
-            f"data/raw/{settings.data_name} is {loaders.fingerprint}. Bring the old files back, or train again."
-        )
+    check_run(folder, about, settings, loaders)
     loader, dataset = (loaders.test, loaders.test_set) if split == "test" else (loaders.val, loaders.val_set)
-    table = predictions(
-        dataset.paths, dataset.labels, run_network(model, loader, about.preparation), about.classes, about.calibration
-    )
+    with loading():
+        logits = run_network(model, loader, about.preparation)
+    table = predictions(dataset.paths, dataset.labels, logits, about.classes, about.calibration)
     with atomic_file(folder / f"predictions-{split}.csv") as partial:
         table.to_csv(partial, index=False)
     patients = loaders.manifest.set_index("path").loc[dataset.paths, "patient_coarse"]
@@ -79,6 +76,26 @@ def evaluate_run(folder: Path, split: str = "test") -> dict[str, Any]:
         found["calibrated"] = calibration(table["truth"], table["calibrated"], Bootstrap(patients))
     _write_metrics(folder, split, found, settings, about, dataset.store.seconds)
     return found
+
+
+def check_run(folder: Path, about: Inference, settings: Settings, loaders: Loaders) -> None:
+    """Refuse to judge a model on other files than it was trained on, or in a folder of another run.
+
+    Raises:
+        CheckpointError: the files changed or are others; or `best.json` and `settings.json` tell of different runs.
+    """
+    if loaders.fingerprint != about.fingerprint:
+        raise CheckpointError(
+            f"{folder.name} was trained on other files: their fingerprint is {about.fingerprint}, and that of "
+            f"data/raw/{settings.data_name} is {loaders.fingerprint}. Bring the old files back, or train again."
+        )
+    had = {"arch": about.arch, "classes": about.classes, "image_size": about.preparation.size}
+    for name, value in {"arch": settings.arch, "classes": loaders.classes, "image_size": settings.image_size}.items():
+        if had[name] != value:
+            raise CheckpointError(
+                f"{folder.name}/best.json tells of {name} {had[name]}, and settings.json of {value}: they are of two "
+                "runs. Copy the folder again, or train again."
+            )
 
 
 def _write_metrics(
@@ -122,8 +139,8 @@ def main() -> None:
             )
         write_card(folder)
         whose = run_settings(folder).whose
-        print(f"models/{folder.name}: metrics.json, {CARD_FILE}. These are {whose}. Not a medical device.")
-    except (CheckpointError, LeakError, DownloadError, ValueError, OSError) as error:
+        print(f"models/{folder.name}: metrics.json, {CARD}. These are {whose}. Not a medical device.")
+    except (CheckpointError, LeakError, DownloadError, LoadingError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 FOLDERS = ("train", "val", "test")  # of Kaggle's archive
 CAUSE_OF = {"bacteria": "bacterial", "virus": "viral", "IM": "normal", "NORMAL2": "normal"}  # its case counters
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or a used-up quota, is called
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
 
 
@@ -29,25 +31,64 @@ def project_root() -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, needed: int = 0) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it into place when the block ends without an error.
 
     Args:
         path: the file to write; its folder is made when missing.
+        needed: bytes that will be written, for the message of a full disk; 0 where they are few.
 
     Yields:
         The path to write to, in the same folder and with the same suffix.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; the message says what to do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(error.errno, _full(path, needed)) from None
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _full(path: Path, needed: int) -> str:
+    size, free = f"{needed / 1e6:,.0f} MB" if needed else "a little", shutil.disk_usage(path.parent).free
+    return (
+        f"the disk is full: saving {path.parent.name}/{path.name} needs {size}, and {free / 1e6:,.0f} MB are free. "
+        "What was saved before is intact; free some space and run this again."
+    )
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder where it is missing, and see that it can be written to.
+
+    Raises:
+        OSError: it cannot; the message says what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        why = 0 if os.access(folder, os.W_OK) else errno.EACCES
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        why = error.errno
+    if why:
+        name = "/".join(folder.parts[-2:])
+        raise OSError(
+            why,
+            f"the folder {name} cannot be written to ({os.strerror(why).lower()}). Give yourself the right to, or set "
+            "XRAY_HOME to a folder of your own, and run this again.",
+        )
+    return folder
 
 
 def sync_folder(folder: Path) -> None:

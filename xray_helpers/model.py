@@ -136,15 +136,21 @@ def _fill(model: ResNet, state: Mapping[str, Any], name: str) -> None:
     """Copy everything but the head, which is new."""
     wanted = {key: value for key, value in model.state_dict().items() if not key.startswith("fc.")}
     given = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    other = [key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape]
-    if missing or extra or other:
-        example = (missing or extra or sorted(other))[0]
-        raise WeightsError(
-            f"{name} does not fit this architecture: {len(missing)} entries are missing, {len(extra)} unknown and "
-            f"{len(other)} of another shape, such as {example}"
-        )
+    if why := misfit(wanted, given):
+        raise WeightsError(f"{name} does not fit this architecture: {why}")
     model.load_state_dict(given, strict=False)
+
+
+def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
+    """Why one state dict cannot take the place of another; `""` when it can."""
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    other = sorted(key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape)
+    if not (missing or extra or other):
+        return ""
+    return (
+        f"{len(missing)} entries are missing, {len(extra)} unknown and {len(other)} of another shape, such as "
+        f"{(missing or extra or other)[0]}"
+    )
 
 
 def outputs_for(classes: Sequence[str]) -> int:

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models import ResNet
 
-from xray_helpers.checkpoint import CheckpointError, Inference, latest_run, load_model
+from xray_helpers.checkpoint import latest_run, load_model
 from xray_helpers.device import choose_device
+from xray_helpers.facts import CheckpointError, Inference
 from xray_helpers.files import atomic_file, project_root
 from xray_helpers.inference import probability_table, run_network
 from xray_helpers.settings import Settings

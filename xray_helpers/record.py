@@ -16,28 +16,19 @@ from filelock import FileLock, Timeout
 from torchvision.models import ResNet
 
 from xray_helpers.calibration import operating_points, platt
-from xray_helpers.checkpoint import (
-    BEST,
-    CARD,
-    LAST,
-    CheckpointError,
-    Inference,
-    load_model,
-    save_best,
-    save_state,
-    write_about,
-)
+from xray_helpers.checkpoint import CARD, LAST, load_model, save_best, save_state
 from xray_helpers.dataset import Loaders
 from xray_helpers.device import choose_device
-from xray_helpers.files import atomic_file
+from xray_helpers.facts import BEST, FACTS, CheckpointError, Inference, write_about
+from xray_helpers.files import atomic_file, make_folder
 from xray_helpers.inference import predictions, probabilities, run_network
 from xray_helpers.metrics import scores
 from xray_helpers.settings import Settings
 from xray_helpers.transforms import Preparation
 
 PREDICTIONS = "predictions-val.csv"
-FILES = ("settings.json", "history.csv", LAST, BEST, CARD, PREDICTIONS)
-JUDGED = ("predictions-test.csv", "metrics.json", "model-card.md")  # by evaluation, of the model that is there
+FILES = ("settings.json", "history.csv", LAST, BEST, FACTS, PREDICTIONS)
+JUDGED = ("predictions-test.csv", "metrics.json", CARD)  # by evaluation, of the model that is there
 
 
 class Record:
@@ -48,10 +39,7 @@ class Record:
         accelerator: from `start_accelerator`; only the first process writes.
         loaders: of the run.
         weights: what the model starts from.
-        state: from `load_state`, to go on from; None for a new run.
-
-    Raises:
-        CheckpointError: the state is of other images, classes or architecture.
+        state: from `resume`, to go on from; None for a new run.
     """
 
     def __init__(
@@ -63,7 +51,7 @@ class Record:
         state: dict[str, Any] | None,
     ) -> None:
         self.settings, self.accelerator, self.loaders = settings, accelerator, loaders
-        self.folder = settings.run_folder
+        self.folder, self.of = settings.run_folder, {**fixed(settings, loaders), "weights": weights}
         self.best = Inference(
             arch=settings.arch, classes=loaders.classes, preparation=Preparation(settings.image_size, settings.resize),
             epoch=-1, val_loss=math.inf, calibration={"slope": 1.0, "intercept": 0.0}, operating_points={"0.5": 0.5},
@@ -71,17 +59,8 @@ class Record:
         )  # fmt: skip
         self.history: list[dict[str, Any]] = []
         if state:
-            self._check_same(state)
             self.history = state["history"]
             self.best = replace(self.best, epoch=state["best_epoch"], val_loss=state["best_loss"])
-
-    def _check_same(self, state: dict[str, Any]) -> None:
-        for name in ("fingerprint", "classes", "arch", "weights"):
-            if state[name] != getattr(self.best, name):
-                raise CheckpointError(
-                    f"models/{self.folder.name}/{LAST} was trained with another {name} ({state[name]}, now "
-                    f"{getattr(self.best, name)}). Start over with --fresh (in a notebook: fit(settings, fresh=True))."
-                )
 
     def keep(
         self,
@@ -125,11 +104,9 @@ class Record:
             return
         if better:
             save_best(self.folder, model, self.best)
-        of = {name: getattr(self.best, name) for name in ("fingerprint", "classes", "arch", "weights")}
         best = {"best_epoch": self.best.epoch, "best_loss": self.best.val_loss}
-        save_state(
-            self.folder, {"epoch": epoch, "model": model.state_dict(), "history": self.history, **of, **best, **moving}
-        )
+        kept = {"of": self.of, "epoch": epoch, "model": model.state_dict(), "history": self.history}
+        save_state(self.folder, {**kept, **best, **moving})
         self._write_tables()
 
     def _write_tables(self) -> None:
@@ -148,7 +125,7 @@ class Record:
         Raises:
             CheckpointError: no epoch had a finite validation loss.
         """
-        if not (self.folder / CARD).is_file():
+        if not (self.folder / FACTS).is_file():
             raise CheckpointError(f"no epoch of {self.folder.name} had a finite validation loss; lower LEARNING_RATE")
         model, val = load_model(self.folder, choose_device(self.settings.device).value), self.loaders.val_set
         about = model.about
@@ -158,8 +135,21 @@ class Record:
             points = operating_points(truth, probabilities(logits.double()).numpy())
             about = replace(about, calibration=scale, operating_points=points)
             write_about(self.folder, about)
+        self._write_tables()  # again: a kill between the last state and its tables would leave them a row short
         with atomic_file(self.folder / PREDICTIONS) as partial:
             predictions(val.paths, val.labels, logits, about.classes, about.calibration).to_csv(partial, index=False)
+
+
+def fixed(settings: Settings, loaders: Loaders) -> dict[str, Any]:
+    """What a run must go on with as it began; its folder's name stands for all settings that change the result."""
+    return {
+        "arch": settings.arch,
+        "classes": loaders.classes,
+        "image_size": settings.image_size,
+        "resize": settings.resize,
+        "fingerprint": loaders.fingerprint,
+        "run": settings.run_name,
+    }
 
 
 def is_finished(folder: Path, state: dict[str, Any] | None, epochs: int) -> bool:
@@ -174,7 +164,7 @@ def alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     Raises:
         CheckpointError: another run holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             try:

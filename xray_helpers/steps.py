@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain, repeat
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ class NonFiniteLossError(Exception):
 
 
 def start_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, str]:
-    """The model before training, its head's bias at the log-odds of the training labels, and the weights it has.
+    """The model before training, its head's bias at the log-odds of the training labels; and what weights it has.
 
     Raises:
         WeightsError: pretrained weights cannot be had; on the sample a note is printed instead, and the model starts
@@ -58,7 +59,7 @@ def start_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, str]:
         _say_once(f"note: {error}\nThe sample is trained from random weights instead.")
         model, weights = build_model(settings.arch, outputs, "none"), "none"
     set_prior(model, torch.tensor(list(loaders.train_set.counts().values())))
-    return model, weights
+    return model, Path(weights).name  # of a file its name: where it lies is nobody's business
 
 
 @cache

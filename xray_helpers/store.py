@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from xray_helpers.catalog import fingerprint
 from xray_helpers.decoding import RESIZES, decode_into
-from xray_helpers.files import atomic_file, check_disk
+from xray_helpers.files import atomic_file, check_disk, make_folder
 
 VERSION = 1  # raised when the same files give other pixels
 CHUNK = 4_000_000  # bytes a task: 79 images at 224 pixels
@@ -116,7 +116,7 @@ def build_store(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resi
     kind = f"images-{resize}-{size}"
     of = fingerprint(catalog)
     file = folder / f"{kind}-{of}-v{VERSION}.npy"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / ".images.lock"):
         store = open_store(file)
         if store is None:

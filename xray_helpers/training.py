@@ -18,13 +18,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.models import ResNet
 
 from xray_helpers.archives import DownloadError
-from xray_helpers.checkpoint import CheckpointError, load_model, load_state
-from xray_helpers.dataset import Loaders, make_loaders
+from xray_helpers.checkpoint import load_model, resume
+from xray_helpers.dataset import Loaders, LoadingError, loading, make_loaders
 from xray_helpers.device import choose_device
+from xray_helpers.facts import CheckpointError
 from xray_helpers.files import atomic_file
 from xray_helpers.inference import memory_layout, start_accelerator
-from xray_helpers.model import WeightsError, can_have_weights
-from xray_helpers.record import FILES, JUDGED, Record, alone, is_finished
+from xray_helpers.model import WeightsError, build_model, can_have_weights, misfit, outputs_for
+from xray_helpers.record import FILES, JUDGED, Record, alone, fixed, is_finished
 from xray_helpers.settings import Settings, seed_everything
 from xray_helpers.splits import LeakError
 from xray_helpers.steps import (
@@ -39,7 +40,8 @@ from xray_helpers.steps import (
 from xray_helpers.transforms import Augmentation
 
 EXPECTED = (
-    CheckpointError, WeightsError, NonFiniteLossError, LeakError, DownloadError, MemoryError, ValueError, OSError,
+    CheckpointError, WeightsError, NonFiniteLossError, LeakError, DownloadError, LoadingError, MemoryError, ValueError,
+    OSError,
 )  # fmt: skip
 
 
@@ -73,7 +75,9 @@ def fit(settings: Settings, fresh: bool = False, main: bool = True) -> Run:
     Raises:
         WeightsError: pretrained weights cannot be had, with data other than the sample.
         NonFiniteLossError: the loss became infinite; the best model so far is kept.
-        CheckpointError: another process trains in this folder, or what is there cannot be read.
+        CheckpointError: another process trains in this folder, what is there cannot be read, or it was trained with
+            other images.
+        LoadingError: a process that loads images was killed, or hangs.
         MemoryError, ValueError, OSError: as the steps do.
     """
     accelerator, folder = start_accelerator(settings), settings.run_folder
@@ -82,10 +86,12 @@ def fit(settings: Settings, fresh: bool = False, main: bool = True) -> Run:
             for name in (*FILES, *JUDGED):
                 (folder / name).unlink(missing_ok=True)
         accelerator.wait_for_everyone()
-        state = load_state(folder)
+        loaders = make_loaders(settings)
+        state = resume(folder, fixed(settings, loaders))
         if not is_finished(folder, state, settings.epochs):
             try:
-                _train(settings, accelerator, make_loaders(settings), state)
+                with loading():
+                    _train(settings, accelerator, loaders, state)
             except KeyboardInterrupt:
                 print(f"stopped; models/{folder.name} keeps the finished epochs, and the next run goes on from there")
                 raise
@@ -98,8 +104,8 @@ def fit(settings: Settings, fresh: bool = False, main: bool = True) -> Run:
 
 def _fell_back(folder: Path, settings: Settings) -> bool:
     """Whether an earlier run had to begin with random weights, and need not any more."""
-    state = load_state(folder) if settings.weights == "imagenet" else None
-    again = state is not None and state["weights"] == "none" and can_have_weights(settings.arch)
+    state = resume(folder) if settings.weights == "imagenet" else None
+    again = state is not None and state["of"]["weights"] == "none" and can_have_weights(settings.arch)
     if again:
         print(f"models/{folder.name} began with random weights; the pretrained ones can be had now, so it starts over")
     return again
@@ -107,14 +113,18 @@ def _fell_back(folder: Path, settings: Settings) -> bool:
 
 def _train(settings: Settings, accelerator: Accelerator, loaders: Loaders, state: dict[str, Any] | None) -> None:
     """From the state that was saved, or from the start, to the last epoch."""
-    model, weights = start_model(settings, loaders)
+    if state:  # the weights that it began with are not needed any more
+        weights, model = state["of"]["weights"], build_model(settings.arch, outputs_for(loaders.classes), "none")
+        if why := misfit(model.state_dict(), state["model"]):
+            raise CheckpointError(f"models/{settings.run_name}/last.pt does not fit {settings.arch}: {why}")
+        model.load_state_dict(state["model"])
+    else:
+        model, weights = start_model(settings, loaders)
     record = Record(settings, accelerator, loaders, weights, state)
     prepare = record.best.preparation
     augment = Augmentation(settings.augment, settings.image_size)
     start, head_loss = time.perf_counter(), math.nan
-    if state:
-        model.load_state_dict(state["model"])
-    elif weights != "none":  # random features are nothing for a head to rest on
+    if not state and weights != "none":  # random features are nothing for a head to rest on
         head_loss = train_head(model, loaders, prepare, accelerator)
     model.to(accelerator.device, memory_format=memory_layout(accelerator))
     optimizer = make_optimizer(model, settings, weights)
