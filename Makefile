@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help report test lab train evaluate predict render benchmark clean
+.PHONY: help report test faults lab train evaluate predict render benchmark clean
 
 # Each variable of the command line that is not an option of make's own becomes a setting, so that a misspelt one is
 # refused by name. Paths may hold spaces.
@@ -25,6 +25,9 @@ test: $(VENV)/installed-dev  ## lint, type-check, and run all tests
 	@start=$$(date +%s); set -ex; \
 	$(BIN)/ruff check .; $(BIN)/ruff format --check .; $(BIN)/mypy; $(BIN)/pytest; \
 	{ set +x; } 2>/dev/null; echo "All checks passed in $$(( $$(date +%s) - start )) s."
+
+faults: $(VENV)/installed-dev  ## break things on purpose, at length, and print what happened (the quick form is in make test)
+	@FAULTS=long $(BIN)/pytest -m fault
 
 lab: $(VENV)/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -21,6 +21,30 @@ hypothesis_settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("steady")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            item.user_properties.append(("fault", mark.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """After `make faults`: what was broken, how often, and how it ended."""
+    if config.option.markexpr != "fault":
+        return
+    rows = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            noted = dict(report.user_properties)
+            row = rows.setdefault(noted["fault"], {"cases": 0, "failed": 0, "seconds": 0.0})
+            row["cases"] += noted.get("cases", 1) if report.when == "call" else 0
+            row["failed"] += outcome != "passed"
+            row["seconds"] += report.duration
+    width = max(map(len, rows), default=0)
+    terminalreporter.write_line(f"\n{'fault':<{width}}  {'cases':>6}  {'tests failed':>12}  {'seconds':>7}")
+    for name, row in sorted(rows.items()):
+        terminalreporter.write_line(f"{name:<{width}}  {row['cases']:>6,}  {row['failed']:>12}  {row['seconds']:>7.0f}")
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch, tmp_path_factory):
     for name in list(os.environ):

@@ -4,17 +4,18 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from xray_helpers import checkpoint, files
 from xray_helpers.checkpoint import CARD, LAST, latest_run, load_model, resume, save_best, save_state
 from xray_helpers.facts import BEST, FACTS, CheckpointError, Inference, write_about
+from xray_helpers.files import FullDiskError
 from xray_helpers.model import build_model
 from xray_helpers.transforms import Preparation
 
@@ -245,48 +246,51 @@ class TestState:
         assert resume(tmp_path)["model"]["weight"].device.type == "cpu"
 
 
-@pytest.mark.parametrize("name", [LAST, BEST])
 class TestFullDisk:
-    def save(self, folder, model, name):
-        save_state(folder, {"model": model.state_dict()}) if name == LAST else save_best(folder, model, ABOUT)
-
+    @pytest.mark.parametrize("name", [LAST, BEST])
     def test_the_old_file_stays_and_the_space_needed_is_named(self, folder, model, monkeypatch, name):
         save_state(folder, {"epoch": 1})
         before = (folder / name).read_bytes()
 
         def full(_, file):
-            file.write_bytes(b"half")
+            with open(file, "wb") as target:
+                target.write(b"half")
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(checkpoint.torch, "save", full)
-        monkeypatch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(OSError, match=rf"the disk is full: saving .*/{name} needs 45 MB, and .* intact") as error:
-            self.save(folder, model, name)
+        monkeypatch.setattr(Path, "write_bytes", lambda path, content: full(content, path))
+        with pytest.raises(
+            FullDiskError, match=rf"the disk is full: saving .*/{name} needs 45 MB, and .* intact"
+        ) as error:
+            save_state(folder, {"model": model.state_dict()}) if name == LAST else save_best(folder, model, ABOUT)
         assert error.value.errno == 28
         assert (folder / name).read_bytes() == before
         assert sorted(path.name for path in folder.iterdir()) == sorted([LAST, BEST, FACTS])
 
-    def test_what_pytorch_and_safetensors_say_is_put_plainly(self, folder, model, monkeypatch, name):
-        """A disk of one megabyte, as seen by asking; both libraries then raise errors of their own kinds."""
+    def test_what_pytorch_says_of_it_is_put_plainly(self, folder, model, monkeypatch):
+        """A disk of one megabyte, as seen by asking; PyTorch then raises an error of its own kind."""
 
         def full(_, file):
             file.write_bytes(b"half")
-            raise RuntimeError("unexpected pos 576 vs 534") if name == LAST else SafetensorError("I/O error")
+            raise RuntimeError("unexpected pos 576 vs 534")
 
         monkeypatch.setattr(checkpoint.torch, "save", full)
-        monkeypatch.setattr(checkpoint, "save_file", full)
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-        with pytest.raises(OSError, match=r"the disk is full: .* needs 45 MB, and 1 MB are free"):
-            self.save(folder, model, name)
+        with pytest.raises(FullDiskError, match=r"the disk is full: .* needs 45 MB, and 1 MB are free"):
+            save_state(folder, {"model": model.state_dict()})
 
-    def test_another_failure_is_not_called_a_full_disk(self, folder, model, monkeypatch, name):
+    def test_another_failure_is_not_called_a_full_disk(self, folder, monkeypatch):
         def broken(*_):
             raise RuntimeError("something else")
 
         monkeypatch.setattr(checkpoint.torch, "save", broken)
-        monkeypatch.setattr(checkpoint, "save_file", broken)
         with pytest.raises(RuntimeError, match="something else"):
-            self.save(folder, model, name)
+            save_state(folder, {"model": {}})
+
+
+def test_others_may_read_what_was_saved_as_far_as_the_user_s_mask_lets_them(folder, state):
+    save_state(folder, state)
+    assert len({(folder / name).stat().st_mode for name in (LAST, BEST, FACTS)}) == 1
 
 
 def test_the_newest_run_is_found_or_missed_by_name(tmp_path):

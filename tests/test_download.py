@@ -115,7 +115,7 @@ def test_the_copy_goes_on_when_its_source_is_gone(folder, capsys):
     assert fetch(Settings(data=str(folder))) == root
     assert "their source is gone" in capsys.readouterr().out
     next(root.glob("*/*/*")).unlink()
-    with pytest.raises(DownloadError, match="is gone, and data/raw/My-data-ü is not complete"):
+    with pytest.raises(DownloadError, match="data/raw/My-data-ü is not complete, and its source My data ü is not"):
         fetch(settings)
 
 

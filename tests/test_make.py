@@ -21,7 +21,7 @@ def make(*arguments, **environment):
 def test_make_alone_prints_the_help_with_every_setting():
     text = make()
     assert text == make("help")
-    for target in ("report", "test", "lab", "train", "evaluate", "predict", "render", "benchmark", "clean"):
+    for target in ("report", "test", "faults", "lab", "train", "evaluate", "predict", "render", "benchmark", "clean"):
         assert f"  {target} " in text
     for field in fields(Settings):
         assert f"  {field.name.upper()} " in text

@@ -51,7 +51,9 @@ def fetch(settings: Settings) -> Path:
         intact = kept is not None and _count(target / "chest_xray") == kept["files"]
         gone = settings.data not in SOURCES and not settings.source().exists()
         if gone and not intact:
-            raise DownloadError(f"{settings.source().name} is gone, and {name} is not complete. Bring it back.")
+            raise DownloadError(
+                f"{name} is not complete, and its source {settings.source().name} is not there: give its path as DATA."
+            )
         origin = kept["origin"] if gone else _origin(settings)
         if intact and kept["origin"] == origin:
             print(f"{name}: complete, {kept['files']:,} images" + (" (their source is gone)" if gone else ""))
@@ -116,8 +118,7 @@ def _fill(settings: Settings, staging: Path) -> int:
         return left_out
     if settings.data == "kaggle":
         return _fill_from_kaggle(staging.with_name(".kaggle-download"), images)
-    source = settings.source()
-    return copy_folder(source, images) if source.is_dir() else extract(source, images)
+    return (copy_folder if settings.source().is_dir() else extract)(settings.source(), images)
 
 
 def _fill_from_kaggle(folder: Path, images: Path) -> int:

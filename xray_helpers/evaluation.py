@@ -28,16 +28,18 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "accelera
 
 
 def run_settings(folder: Path) -> Settings:
-    """The settings that a run was trained with, for reading its data.
+    """The settings that a run was trained with, for reading its data; where that lies, the environment may say.
 
     Raises:
         CheckpointError: `settings.json` is missing or damaged.
     """
     try:
         values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        given = Settings.from_env()
+        data = given.data if given.data_name == values["data"] else values["data"]
         # The weights that training began with are not needed any more, and may be gone.
-        return Settings(**{**values, "weights": "none", "device": "auto", "precision": "auto"})
-    except (FileNotFoundError, TypeError, json.JSONDecodeError) as error:
+        return Settings(**{**values, "data": data, "weights": "none", "device": "auto", "precision": "auto"})
+    except (FileNotFoundError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder.name}/settings.json cannot be read ({error}); train again") from None
 
 

@@ -76,7 +76,7 @@ def write_about(folder: Path, about: Inference, coming: Path | None = None) -> N
             a kill in between leaves a pair that fits.
 
     Raises:
-        OSError: the disk is full.
+        FullDiskError: the disk is full.
     """
     facts = _sealed({"version": VERSION, "sha256": _sha256(coming or folder / BEST), **asdict(about)})
     with atomic_file(folder / FACTS) as partial:

@@ -15,6 +15,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or a used-up quota, is 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
 
 
+class FullDiskError(OSError):
+    """The disk is full; the message names the file and the space needed. What was saved before is intact."""
+
+
 def project_root() -> Path:
     """The folder that holds `pyproject.toml`, found by walking up from this package.
 
@@ -42,7 +46,8 @@ def atomic_file(path: Path, needed: int = 0) -> Iterator[Path]:
         The path to write to, in the same folder and with the same suffix.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written to; the message says what to do.
+        FullDiskError: the disk is full.
+        OSError: the folder cannot be written to; the message says what to do.
     """
     make_folder(path.parent)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -52,9 +57,9 @@ def atomic_file(path: Path, needed: int = 0) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL or isinstance(error, FullDiskError):
             raise
-        raise OSError(error.errno, _full(path, needed)) from None
+        raise FullDiskError(error.errno, _full(path, needed)) from None
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -76,7 +81,7 @@ def make_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        why = 0 if os.access(folder, os.W_OK) else errno.EACCES
+        why = 0 if os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids) else errno.EACCES
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

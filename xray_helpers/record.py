@@ -72,7 +72,7 @@ class Record:
         seconds: float,
         moving: dict[str, Any],
     ) -> None:
-        """Judge a model on validation, print a line, and save: the best so far, and what is needed to go on.
+        """Judge a model on validation, and save the best so far and what is needed to go on; then print a line.
 
         Args:
             model: without Accelerate's wrapper; is put into evaluation mode.
@@ -93,10 +93,6 @@ class Record:
             | {f"val_{name}": value for name, value in found.items()}
             | {"learning_rate": rate, "seconds": seconds, "images_per_second": speed}
         )
-        self.accelerator.print(
-            f"{stage:<9} {epoch}/{self.settings.epochs}: loss {train_loss:.4f}, validation loss {found['loss']:.4f}, "
-            f"AUC {found['auc']:.4f}, accuracy {found['accuracy']:.4f}; {seconds:.0f} s, {speed:.0f} images/s"
-        )
         better = found["loss"] < self.best.val_loss  # never true of NaN
         if better:
             self.best = replace(self.best, epoch=epoch, val_loss=found["loss"])
@@ -108,6 +104,10 @@ class Record:
         kept = {"of": self.of, "epoch": epoch, "model": model.state_dict(), "history": self.history}
         save_state(self.folder, {**kept, **best, **moving})
         self._write_tables()
+        print(
+            f"{stage:<9} {epoch}/{self.settings.epochs}: loss {train_loss:.4f}, validation loss {found['loss']:.4f}, "
+            f"AUC {found['auc']:.4f}, accuracy {found['accuracy']:.4f}; {seconds:.0f} s, {speed:.0f} images/s"
+        )
 
     def _write_tables(self) -> None:
         """`history.csv`, and the settings without the paths of this machine."""

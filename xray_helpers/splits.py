@@ -160,9 +160,7 @@ def _blocks(manifest: pd.DataFrame, shares: Mapping[str, float], ends: tuple[str
 def unmet(manifest: pd.DataFrame, shares: Mapping[str, float]) -> list[str]:
     """Sentences on each share that is off by more than 2 points, and on each label or cause that a split lacks.
 
-    Args:
-        manifest: with a column `split`.
-        shares: split → wanted share of the images in these splits.
+    `shares` gives for each split of the manifest its wanted share of the images in these splits.
     """
     dealt = manifest[manifest["split"].isin(list(shares))]
     notes = []
@@ -237,13 +235,14 @@ def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
         ValueError: as `resplit`.
     """
     path = manifest_path(settings, catalog)
-    saved = path.is_file()
-    if saved:
+    if saved := path.is_file():
         manifest = pd.read_csv(path, keep_default_na=False)
     else:
         manifest = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
     check_manifest(manifest, KEY[settings.split])
     if not saved:
+        for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
+            print(f"note: the images have changed since {earlier.name} was made; patients are dealt anew")
         with atomic_file(path) as partial:
             manifest.to_csv(partial, index=False)
     print(f"data/processed/{settings.data_name}/{path.name}: {'read' if saved else 'saved'}, {len(manifest):,} images")

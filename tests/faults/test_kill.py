@@ -1,6 +1,5 @@
 """A training run killed at random instants, and at each step of saving, ends as if nothing had happened."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -9,18 +8,14 @@ import signal
 
 import pandas as pd
 import pytest
-import torch
+from common import assert_same, small
 from conftest import LONG
-from safetensors.torch import load_file
 
 from xray_helpers import files
-from xray_helpers.checkpoint import LAST, load_model, resume
-from xray_helpers.facts import BEST
-from xray_helpers.settings import Settings
+from xray_helpers.checkpoint import load_model, resume
 from xray_helpers.training import fit
 
 KILLS = 30 if LONG else 5
-MEASURED = ["seconds", "images_per_second"]
 # A server that has imported everything forks the runs, so that the instants fall into training and not into imports.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["xray_helpers.training"])
@@ -45,7 +40,7 @@ def train(data, home, move=None):
     os.environ["XRAY_HOME"] = str(home)
     if move is not None:
         die_at(move)
-    fit(Settings(data=str(data), image_size=32, batch_size=16, epochs=3, weights="none", device="cpu"))
+    fit(small(data, epochs=3))
 
 
 def finished(data, home, patience=None, move=None):
@@ -119,21 +114,3 @@ def test_sigkill_while_saving_leaves_the_old_file_or_the_new_one(tiny, tmp_path,
         shutil.rmtree(killed)
     assert count >= (20 if LONG else 5)
     record_property("cases", count)
-
-
-def assert_same(folder, whole):
-    for name in ("best.json", "settings.json"):
-        assert json.loads((folder / name).read_text()) == json.loads((whole / name).read_text())
-    assert_equal(load_file(folder / BEST), load_file(whole / BEST))
-    states = [torch.load(run / LAST, weights_only=True) for run in (folder, whole)]
-    assert_equal(*(state["model"] for state in states))
-    for one, two in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
-        assert_equal(one, two)
-    history, expected = (pd.read_csv(run / "history.csv").drop(columns=MEASURED) for run in (folder, whole))
-    pd.testing.assert_frame_equal(history, expected, check_exact=True)
-    assert not list(folder.glob(".*.partial*"))
-
-
-def assert_equal(weights, expected):
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
