@@ -11,7 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from xray_helpers.catalog import COLUMNS, build_catalog
 from xray_helpers.decoding import read_image
 from xray_helpers.files import project_root
-from xray_helpers.phantoms import write_dataset
+from xray_helpers.phantoms import write_dataset, write_twins
+from xray_helpers.settings import Settings
+from xray_helpers.training import fit
 
 SHARED = project_root().parent / "shared"
 LONG = os.environ.get("FAULTS") == "long"  # set by `make faults`
@@ -71,6 +73,17 @@ def tiny(tmp_path_factory) -> Path:
 def catalog(tiny) -> pd.DataFrame:
     """The tiny dataset's catalog. Not to be changed."""
     return build_catalog(tiny / "chest_xray")
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory) -> Path:
+    """The folder of the run that notebook 06 trains on synthetic twins: a minute that is spent once."""
+    folder = tmp_path_factory.mktemp("learned")
+    write_twins(folder / "twins")
+    small = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XRAY_HOME", str(folder))
+        return fit(Settings(data=str(folder / "twins"), weights="none", **small)).folder
 
 
 @pytest.fixture

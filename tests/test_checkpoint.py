@@ -93,6 +93,7 @@ class TestBest:
         there, here = load_model(tmp_path, "cuda")(images.cuda()).cpu(), load_model(tmp_path)(images)
         torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.fault("damaged checkpoint")
     @pytest.mark.parametrize("name", [BEST, FACTS])
     @pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "one bit"])
     def test_a_damaged_file_is_one_clear_error(self, folder, name, damage):
@@ -106,6 +107,7 @@ class TestBest:
         with pytest.raises(CheckpointError, match="best.safetensors cannot be read"):
             load_model(folder)
 
+    @pytest.mark.fault("a checkpoint of something else")
     def test_weights_of_another_architecture_or_class_count_are_refused(self, folder):
         write_about(folder, replace(ABOUT, arch="resnet34"))
         with pytest.raises(CheckpointError, match=r"does not fit resnet34 for 1 outputs: \d+ entries are missing"):
@@ -117,6 +119,7 @@ class TestBest:
         with pytest.raises(CheckpointError, match="arch='vgg11': expected one of resnet18"):
             load_model(folder)
 
+    @pytest.mark.fault("a checkpoint of something else")
     def test_missing_and_extra_weights_are_counted_and_named(self, folder):
         weights = load_file(folder / BEST)
         del weights["layer1.0.conv1.weight"]
@@ -125,6 +128,7 @@ class TestBest:
         with pytest.raises(CheckpointError, match=r"1 entries are missing, 1 unknown .* layer1\.0\.conv1\.weight"):
             load_model(folder)
 
+    @pytest.mark.fault("killed while saving")
     @pytest.mark.parametrize("when", range(6))
     def test_at_every_instant_of_saving_a_model_can_be_loaded(self, folder, model, monkeypatch, when):
         """Killed before or after each of the moves that saving a better model makes."""
@@ -169,6 +173,7 @@ class TestState:
         assert torch.equal(loaded["model"]["weight"], state["model"]["weight"])
         assert {name: loaded[name] for name in STATE} == STATE
 
+    @pytest.mark.fault("damaged checkpoint")
     @pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "one bit"])
     def test_a_damaged_file_is_one_clear_error(self, tmp_path, state, damage):
         save_state(tmp_path, state)
@@ -176,6 +181,7 @@ class TestState:
         with pytest.raises(CheckpointError, match=r"last.pt cannot be read: .* delete the folder"):
             resume(tmp_path)
 
+    @pytest.mark.fault("damaged checkpoint")
     def test_a_flipped_bit_is_an_error_or_changes_nothing(self, tmp_path, state):
         save_state(tmp_path, state)
         file, whole = tmp_path / LAST, (tmp_path / LAST).read_bytes()
@@ -193,6 +199,7 @@ class TestState:
                 assert {name: loaded[name] for name in STATE} == STATE
         assert refused > 150
 
+    @pytest.mark.fault("file with code in it")
     def test_a_pickle_with_code_in_it_never_runs(self, tmp_path, state):
         class Evil:
             def __reduce__(self):
@@ -202,12 +209,13 @@ class TestState:
         with pytest.raises(CheckpointError):
             resume(tmp_path)
         torch.save({"version": 1, **state, "optimizer": Evil()}, tmp_path / LAST)
-        with pytest.raises(CheckpointError, match="cannot be read: Weights only load failed"):
+        with pytest.raises(CheckpointError, match="it holds more than tensors .* could run code"):
             resume(tmp_path)
         assert not (tmp_path / "ran").exists()
         torch.load(tmp_path / LAST, weights_only=False)
         assert (tmp_path / "ran").exists()  # the payload is a real one
 
+    @pytest.mark.fault("a checkpoint of something else")
     def test_missing_and_unknown_entries_are_named(self, tmp_path, state):
         torch.save({"version": 1, **state, "optimizer": {}, "future": 1}, tmp_path / LAST)
         with pytest.raises(CheckpointError, match="it holds future, which this package does not know"):
@@ -220,11 +228,13 @@ class TestState:
         with pytest.raises(CheckpointError, match="something else than a training state"):
             resume(tmp_path)
 
+    @pytest.mark.fault("checkpoint of a newer version")
     def test_a_newer_format_is_named(self, tmp_path, state):
         torch.save({**state, "version": 99}, tmp_path / LAST)
         with pytest.raises(CheckpointError, match="is of format 99; this package reads up to 1"):
             resume(tmp_path)
 
+    @pytest.mark.fault("a checkpoint of something else")
     @pytest.mark.parametrize(("name", "value"), [("arch", "resnet50"), ("classes", ("a", "c")), ("image_size", 96)])
     def test_a_state_of_another_run_is_refused_by_what_differs(self, tmp_path, state, name, value):
         save_state(tmp_path, state)
@@ -247,6 +257,7 @@ class TestState:
 
 
 class TestFullDisk:
+    @pytest.mark.fault("disk full while saving")
     @pytest.mark.parametrize("name", [LAST, BEST])
     def test_the_old_file_stays_and_the_space_needed_is_named(self, folder, model, monkeypatch, name):
         save_state(folder, {"epoch": 1})

@@ -147,6 +147,7 @@ def test_a_file_that_is_no_zip_is_refused_without_naming_the_machine(tmp_path, h
     assert raw(home) == []
 
 
+@pytest.mark.fault("disk full while saving")
 def test_a_full_disk_while_writing_leaves_what_was_there(folder, home, monkeypatch):
     settings = Settings(data=str(folder))
     before = snapshot(fetch(settings))
@@ -184,6 +185,7 @@ def test_a_move_that_fails_or_was_cut_short_puts_the_old_data_back(folder, home,
     assert raw(home) == ["My-data-ü"]
 
 
+@pytest.mark.fault("disk too small for what comes")
 def test_a_disk_too_small_is_refused_before_anything_is_written(folder, home, monkeypatch):
     usage = shutil.disk_usage(home)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000_000))

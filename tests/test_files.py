@@ -41,6 +41,7 @@ def test_the_bytes_are_synced_before_the_file_moves_into_place(tmp_path, monkeyp
     assert done[:2] == ["fsync", "replace"]
 
 
+@pytest.mark.fault("disk too small for what comes")
 def test_a_disk_too_small_is_refused_with_what_is_needed_and_free(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 1_000_000_000))
     check_disk(tmp_path / "not" / "there" / "yet", 700_000_000, "This")

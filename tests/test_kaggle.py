@@ -81,6 +81,7 @@ def test_a_token_in_the_home_folder_is_used(archive, fetch_with, home, tiny, tmp
     assert images(home) == expected(tiny)
 
 
+@pytest.mark.fault("download that is cut or damaged")
 def test_a_cut_connection_is_resumed_where_it_stopped(archive, fetch_with, home, tiny):
     with KaggleServer(archive, cuts=1) as server:
         run = fetch_with(server)
@@ -93,6 +94,7 @@ def test_a_cut_connection_is_resumed_where_it_stopped(archive, fetch_with, home,
     assert images(home) == expected(tiny)
 
 
+@pytest.mark.fault("download that is cut or damaged")
 def test_a_connection_that_stays_cut_keeps_its_part_for_the_next_run(archive, fetch_with, home, tiny):
     with KaggleServer(archive, cuts=99) as server:
         run = fetch_with(server)
@@ -119,6 +121,7 @@ def damage(archive):
     return bytes(data)
 
 
+@pytest.mark.fault("download that is cut or damaged")
 def test_a_corrupt_archive_is_found_and_fetched_anew(archive, fetch_with, home, tiny):
     with KaggleServer(damage(archive), archive) as server:
         run = fetch_with(server)
@@ -139,6 +142,7 @@ def test_an_archive_that_stays_corrupt_is_never_kept(archive, fetch_with, home):
     assert hidden(home) == []
 
 
+@pytest.mark.fault("Kaggle refuses")
 @pytest.mark.parametrize(
     ("status", "message"),
     [
@@ -170,6 +174,7 @@ def test_a_busy_server_is_asked_again(archive, fetch_with, home, tiny):
     assert images(home) == expected(tiny)
 
 
+@pytest.mark.fault("no network")
 def test_no_network_is_said_and_leads_to_the_sample(archive, fetch_with, home):
     with KaggleServer(archive) as server:
         pass  # closed: nobody listens on its port any more
@@ -180,6 +185,7 @@ def test_no_network_is_said_and_leads_to_the_sample(archive, fetch_with, home):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.fault("disk too small for what comes")
 def test_a_disk_too_small_is_found_before_a_byte_is_downloaded(archive, tmp_path, home):
     code = (
         "import shutil, collections, sys; from xray_helpers import download\n"

@@ -96,6 +96,7 @@ class TestWeights:
             with pytest.raises(WeightsError, match=f"{name} {why}"):
                 build_model("resnet18", 1, str(tmp_path / name))
 
+    @pytest.mark.fault("file with code in it")
     def test_a_pickle_with_code_in_it_is_refused_and_never_runs(self, tmp_path):
         class Evil:
             def __reduce__(self):
@@ -106,6 +107,7 @@ class TestWeights:
             build_model("resnet18", 1, str(tmp_path / "evil.pth"))
         assert not (tmp_path / "ran").exists()
 
+    @pytest.mark.fault("no network")
     def test_without_a_network_the_error_names_the_file_and_where_to_put_it(self, no_network):
         with pytest.raises(WeightsError, match=r"bring resnet18-f37072fd.pth from https://.* into the folder hub/chec"):
             build_model("resnet18", 1)

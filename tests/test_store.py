@@ -194,6 +194,7 @@ def test_nothing_to_decode_is_an_error(few, tmp_path):
         build_store(few, catalog, tmp_path / "store", 32, "stretch")
 
 
+@pytest.mark.fault("disk too small for what comes")
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(few, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 100))
     with pytest.raises(OSError, match="the image store needs"):

@@ -166,6 +166,7 @@ def test_three_causes_have_a_probability_each(settings):
     np.testing.assert_allclose(table.iloc[:, 2:].sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.fault("loss that is no number")
 def test_a_planted_nan_stops_the_run_and_the_best_model_stays(settings, monkeypatch):
     real, calls = steps.loss_of, []
 
@@ -193,6 +194,7 @@ def test_a_model_of_no_finite_validation_loss_is_never_the_best(settings, monkey
     assert not (settings.run_folder / BEST).exists()
 
 
+@pytest.mark.fault("GPU memory too small")
 def test_too_little_gpu_memory_names_a_smaller_batch(settings, monkeypatch):
     def out_of_memory(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -203,12 +205,14 @@ def test_too_little_gpu_memory_names_a_smaller_batch(settings, monkeypatch):
         fit(fit_head)
 
 
+@pytest.mark.fault("two runs in one folder")
 def test_two_runs_never_write_to_one_folder(settings):
     held = record.alone(settings.run_folder, start_accelerator(settings))
     with held, pytest.raises(CheckpointError, match="another process is training in models/"):
         fit(settings)
 
 
+@pytest.mark.fault("a checkpoint of something else")
 def test_the_state_of_another_run_is_refused(settings):
     fit(replace(settings, epochs=1))
     folder = replace(settings, epochs=1).run_folder
@@ -234,6 +238,7 @@ class TestWithoutWeights:
         monkeypatch.setattr(steps, "build_model", unreachable)
         steps._say_once.cache_clear()
 
+    @pytest.mark.fault("no network")
     def test_real_data_is_an_error(self, settings):
         with pytest.raises(WeightsError, match="cannot be reached"):
             fit(replace(settings, weights="imagenet"))

@@ -127,7 +127,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; what the finished notebooks made is kept")
-    done = os.path.relpath(reports / "index.html") if command == "report" else "notebooks/"
+    done = f"{reports.name}/index.html" if command == "report" else "notebooks/"
     print(f"Done in {time.perf_counter() - start:.0f} s: {done}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,9 @@ def resume(folder: str | Path, of: Mapping[str, Any] | None = None) -> dict[str,
         state = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except pickle.UnpicklingError:  # PyTorch's own words advise to run it
+        why = "it holds more than tensors and plain values, which could run code, and was not opened"
+        raise CheckpointError(damaged(folder, LAST, why)) from None
     except Exception as error:  # noqa: BLE001 - on damaged bytes zipfile and torch raise anything
         raise CheckpointError(damaged(folder, LAST, str(error).split("\n", 1)[0])) from None
     if not isinstance(state, dict) or "version" not in state:

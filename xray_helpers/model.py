@@ -125,8 +125,11 @@ def _read(file: Path) -> Mapping[str, Any]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - as above
-        raise WeightsError(f"{file.name} cannot be read as a state dict ({type(error).__name__}: {error})") from None
+    except Exception as error:  # noqa: BLE001 - as above; PyTorch's own words advise to run it
+        raise WeightsError(
+            f"{file.name} cannot be read as a state dict ({type(error).__name__}): it is damaged, or holds more than "
+            "tensors, which could run code, and was not opened"
+        ) from None
     if not isinstance(state, Mapping):
         raise WeightsError(f"{file.name} holds a {type(state).__name__}, and no state dict")
     return state

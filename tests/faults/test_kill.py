@@ -80,7 +80,7 @@ def check(killed, reached):
     return epoch
 
 
-@pytest.mark.fault("killed while training (SIGKILL at random instants)")
+@pytest.mark.fault("killed while training")
 def test_sigkill_at_any_instant_loses_at_most_an_epoch_and_changes_nothing(
     tiny, tmp_path, whole, killed, record_property
 ):
@@ -99,7 +99,7 @@ def test_sigkill_at_any_instant_loses_at_most_an_epoch_and_changes_nothing(
     record_property("cases", KILLS)
 
 
-@pytest.mark.fault("killed while saving (SIGKILL before and after each file takes its name)")
+@pytest.mark.fault("killed while saving")
 def test_sigkill_while_saving_leaves_the_old_file_or_the_new_one(tiny, tmp_path, whole, killed, record_property):
     count = 0
     # After four files of the data, the first epoch saves six (best.json twice, around the weights), later ones three or
