@@ -1,6 +1,7 @@
 """Tiny data for every test, and an environment without the user's own settings and credentials."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -52,7 +53,10 @@ def clean_environment(monkeypatch, tmp_path_factory):
     for name in list(os.environ):
         if name.startswith(("XRAY_", "KAGGLE_")):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("XRAY_HOME", str(tmp_path_factory.mktemp("home")))
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XRAY_HOME", str(home))
+    yield
+    shutil.rmtree(home, ignore_errors=True)  # a checkpoint has 180 MB, and there are hundreds of tests
 
 
 @pytest.fixture

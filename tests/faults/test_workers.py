@@ -34,7 +34,7 @@ def test_a_killed_worker_is_one_clear_error_and_the_run_goes_on(tiny, home, tmp_
     assert resume(folder)["epoch"] == 1
     fit(settings)
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
-    assert_same(folder, fit(small(tiny)).folder)
+    assert_same(folder, fit(small(tiny, workers=2)).folder)
 
 
 @pytest.mark.fault("hung loading process")
