@@ -6,15 +6,16 @@ import sys
 
 import pytest
 import torch
-from planted import environment, leaks
+from planted import USER, environment, leaks
 
+from xray_helpers.checkpoint import latest_run
 from xray_helpers.model import build_model
 
 
 @pytest.fixture
 def place(tiny, tmp_path):
     """A user's home, with data, weights and new images in it."""
-    place = tmp_path / "planted-user"
+    place = tmp_path / USER
     place.mkdir()
     shutil.make_archive(str(place / "scans"), "zip", tiny / "chest_xray")
     torch.save(build_model("resnet18", 1, "none").state_dict(), place / "start.pth")
@@ -41,11 +42,6 @@ def test_no_command_writes_or_prints_a_secret_a_name_or_a_path(place, home, reco
         log += run.stdout + run.stderr.replace(f"{place}/gone.zip", "what the user typed")
     assert "best in epoch" in log
     assert "2 images, predicted" in log
-    assert (
-        "start.pth"
-        in (home / "models" / "latest.txt")
-        .parent.joinpath((home / "models" / "latest.txt").read_text().strip(), "settings.json")
-        .read_text()
-    )
+    assert "start.pth" in (latest_run(home / "models") / "settings.json").read_text()
     assert leaks(home, place, log) == set()
     record_property("cases", sum(path.is_file() for path in home.rglob("*")))
