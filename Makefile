@@ -23,11 +23,11 @@ report: $(VENV)/installed  ## run the notebooks in order into reports/ (DATA=sam
 
 test: $(VENV)/installed-dev  ## lint, type-check, and run all tests
 	@start=$$(date +%s); set -ex; \
-	$(BIN)/ruff check .; $(BIN)/ruff format --check .; $(BIN)/mypy; $(BIN)/pytest; \
+	$(BIN)/ruff check .; $(BIN)/ruff format --check .; $(BIN)/mypy; $(PYTEST); \
 	{ set +x; } 2>/dev/null; echo "All checks passed in $$(( $$(date +%s) - start )) s."
 
 faults: $(VENV)/installed-dev  ## break things on purpose, at length, and print what happened (the quick form is in make test)
-	@FAULTS=long $(BIN)/pytest -m fault
+	@FAULTS=long $(PYTEST) -m fault
 
 lab: $(VENV)/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
@@ -58,6 +58,10 @@ clean:  ## remove the environment, the reports and everything made from data; ke
 # --multi_gpu is Accelerate's word for several processes on one machine; without a GPU they share its CPU.
 LAUNCH = --num_processes $(PROCESSES) --num_machines 1 --mixed_precision no --dynamo_backend no \
   $(if $(filter-out 1,$(PROCESSES)),--multi_gpu,--cpu)
+
+# Two tests at a time, with a thread each: more threads than cores wait for each other. A file's tests share what is
+# made once, so they stay together; the files with the longest ones come first.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=…" if sys.version_info < (3, 11) else 0)'

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings as hypothesis_settings
 
 from xray_helpers.catalog import COLUMNS, build_catalog
@@ -80,12 +81,17 @@ def catalog(tiny) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def learned(tmp_path_factory) -> Path:
-    """The folder of the run that notebook 06 trains on synthetic twins: a minute that is spent once."""
-    folder = tmp_path_factory.mktemp("learned")
-    write_twins(folder / "twins")
+def learned(tmp_path_factory, worker_id) -> Path:
+    """The folder of the run that notebook 06 trains on synthetic twins: a minute that is spent once.
+
+    Where tests run in several processes, they share it: the first trains, the others wait and find it finished.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "learned"
     small = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3}
-    with pytest.MonkeyPatch.context() as patch:
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+        if not folder.exists():
+            write_twins(folder / "twins")
         patch.setenv("XRAY_HOME", str(folder))
         return fit(Settings(data=str(folder / "twins"), weights="none", **small)).folder
 
