@@ -12,13 +12,20 @@ from hypothesis import settings as hypothesis_settings
 
 from xray_helpers.catalog import COLUMNS, build_catalog
 from xray_helpers.decoding import read_image
+from xray_helpers.facts import Inference
 from xray_helpers.files import project_root
 from xray_helpers.phantoms import write_dataset, write_twins
 from xray_helpers.settings import Settings
 from xray_helpers.training import fit
+from xray_helpers.transforms import Preparation
 
 SHARED = project_root().parent / "shared"
 LONG = os.environ.get("FAULTS") == "long"  # set by `make faults`
+ABOUT = Inference(
+    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preparation=Preparation(64, "pad"), epoch=2, val_loss=0.25,
+    calibration={"slope": 0.8, "intercept": 0.1}, operating_points={"0.5": 0.5, "chosen": 0.31}, data="sample",
+    fingerprint="abc", weights="none",
+)  # fmt: skip
 
 # The same examples each time, and no clock: a slow machine is no failure.
 hypothesis_settings.register_profile("steady", deadline=None, derandomize=True)

@@ -10,20 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ABOUT
 from safetensors.torch import load_file, save_file
 
 from xray_helpers import checkpoint, files
 from xray_helpers.checkpoint import CARD, LAST, latest_run, load_model, resume, save_best, save_state
-from xray_helpers.facts import BEST, FACTS, CheckpointError, Inference, write_about
+from xray_helpers.facts import BEST, FACTS, CheckpointError, write_about
 from xray_helpers.files import FullDiskError
 from xray_helpers.model import build_model
-from xray_helpers.transforms import Preparation
 
-ABOUT = Inference(
-    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preparation=Preparation(64, "pad"), epoch=2, val_loss=0.25,
-    calibration={"slope": 0.9, "intercept": 0.1}, operating_points={"0.5": 0.5}, data="sample", fingerprint="abc",
-    weights="none",
-)  # fmt: skip
 STATE = {
     "of": {"arch": "resnet18", "classes": ("a", "b"), "image_size": 64}, "epoch": 3, "optimizer": {"state": {}},
     "schedule": {"last_epoch": 7}, "scaler": None, "history": [{"loss": 0.5}], "best_epoch": 2, "best_loss": 0.4,

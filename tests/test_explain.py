@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import ABOUT, SHARED
 from torch import nn
 
 from xray_helpers.checkpoint import load_model
@@ -17,20 +17,13 @@ from xray_helpers.explain import (
     occlusion_check,
     pointing_game,
 )
-from xray_helpers.facts import Inference
 from xray_helpers.inference import run_network
 from xray_helpers.model import build_model
 from xray_helpers.phantoms import write_dataset
 from xray_helpers.settings import Settings
 from xray_helpers.training import fit
-from xray_helpers.transforms import Preparation
 
 PRETRAINED = SHARED / "torch_home/hub/checkpoints/resnet18-f37072fd.pth"
-ABOUT = Inference(
-    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preparation=Preparation(64), epoch=1, val_loss=0.1,
-    calibration={"slope": 1.0, "intercept": 0.0}, operating_points={"0.5": 0.5}, data="x", fingerprint="y",
-    weights="none",
-)  # fmt: skip
 
 
 def random_model(arch, outputs=1):

@@ -4,15 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import ABOUT
 
-from xray_helpers.facts import BEST, FACTS, CheckpointError, Inference, read_about, write_about
-from xray_helpers.transforms import Preparation
-
-ABOUT = Inference(
-    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preparation=Preparation(64, "pad"), epoch=2, val_loss=0.25,
-    calibration={"slope": 0.8, "intercept": 0.1}, operating_points={"0.5": 0.5, "chosen": 0.31}, data="sample",
-    fingerprint="abc", weights="none",
-)  # fmt: skip
+from xray_helpers.facts import BEST, FACTS, CheckpointError, read_about, write_about
 
 
 @pytest.fixture

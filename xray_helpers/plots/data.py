@@ -122,7 +122,7 @@ def distributions(frame: pd.DataFrame, value: str, by: str, xlabel: str, title: 
         ax.stairs(heights, edges, color=colour(name, position), ls=line, lw=2.5, label=f"{name} (n = {len(values):,})")
         parts.append(f"{name} median {values.median():.3g}, n = {len(values)}")
     ax.set(xlabel=xlabel, ylabel="density", ylim=(0, 1.4 * ax.get_ylim()[1]))  # room for the legend
-    ax.legend(frameon=False)
+    ax.legend(facecolor="white", edgecolor="none", framealpha=1)  # over a line that marks a threshold
     return describe(ax, title, parts)
 
 
