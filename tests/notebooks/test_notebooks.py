@@ -131,13 +131,6 @@ def test_a_wrong_setting_stops_the_report_before_it_runs(variable, value, messag
     assert len(run.stderr.splitlines()) == 1
 
 
-def test_a_notebook_run_before_its_predecessor_says_which_one(home):
-    from run_notebooks import NotebookError, run
-
-    with pytest.raises(NotebookError, match="02_resplit: FileNotFoundError.*run notebook 01 first"):
-        run(ROOT / "notebooks" / "02_resplit.ipynb")
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestCommitted:
     """What is in the repository."""
