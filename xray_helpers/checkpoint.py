@@ -155,10 +155,19 @@ def latest_run(models: Path) -> Path:
     return models / name
 
 
+def tensor_bytes(content: object) -> int:
+    """Bytes of all tensors in nested dictionaries and sequences, such as a training state."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return sum(map(tensor_bytes, content.values()))
+    return sum(map(tensor_bytes, content)) if isinstance(content, list | tuple) else 0
+
+
 @contextmanager
 def _room_for(file: Path, content: object) -> Iterator[Path]:
     """`atomic_file`, which names the space needed where the disk is full: PyTorch says it in riddles."""
-    needed = _size(content)
+    needed = tensor_bytes(content)
     with atomic_file(file, needed) as partial:
         try:
             yield partial
@@ -166,12 +175,3 @@ def _room_for(file: Path, content: object) -> Iterator[Path]:
             if shutil.disk_usage(file.parent).free >= needed:
                 raise
             raise OSError(errno.ENOSPC, "no space left") from None
-
-
-def _size(content: object) -> int:
-    """Bytes of all tensors in nested dictionaries and sequences."""
-    if isinstance(content, torch.Tensor):
-        return content.nbytes
-    if isinstance(content, Mapping):
-        return sum(map(_size, content.values()))
-    return sum(map(_size, content)) if isinstance(content, list | tuple) else 0
