@@ -3,17 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help report test faults lab train evaluate predict render benchmark clean
+.PHONY: help report test test-slow test-all faults lab train evaluate predict render benchmark clean
 
-# Each variable of the command line that is not an option of make's own becomes a setting, so that a misspelt one is
-# refused by name. Paths may hold spaces.
-OPTIONS := PYTHON ORIGINALS PROCESSES MODEL FRESH IMAGES OUTPUT
-GIVEN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
-$(foreach v,$(GIVEN),$(eval export XRAY_$v := $$($v)))
+# NAME=value on make's command line reaches the settings' own parser, which refuses a misspelt one by name.
+export XRAY_MAKE := $(MAKEOVERRIDES)
+on = $(filter-out 0 no false,$(1))
 
 help:  ## this text
 	@echo "Usage: make TARGET [SETTING=VALUE ...]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
 	@echo "Settings, with their defaults:"
 	@sed -n 's/^    \([a-z_]*\): .* = _setting(\([^,]*\), "\([^"]*\)".*/\1|\2|\3/p' xray_helpers/settings.py | \
 	  awk -F'|' '{printf "  %-14s %-12s %s\n", toupper($$1), $$2, $$3}'
@@ -21,19 +19,24 @@ help:  ## this text
 report: $(VENV)/installed  ## run the notebooks in order into reports/ (DATA=sample, kaggle, or a folder or zip)
 	@$(BIN)/python tools/run_notebooks.py report
 
-test: $(VENV)/installed-dev  ## lint, type-check, and run all tests
+test: $(VENV)/installed-dev  ## lint, type-check, and run the tests that take minutes
 	@start=$$(date +%s); set -ex; \
-	$(BIN)/ruff check .; $(BIN)/ruff format --check .; $(BIN)/mypy; $(PYTEST); \
+	$(BIN)/ruff check .; $(BIN)/ruff format --check .; $(BIN)/mypy; $(PYTEST) -m "not slow"; \
 	{ set +x; } 2>/dev/null; echo "All checks passed in $$(( $$(date +%s) - start )) s."
 
-faults: $(VENV)/installed-dev  ## break things on purpose, at length, and print what happened (the quick form is in make test)
+test-slow: $(VENV)/installed-dev  ## the slow tests: kills, processes, notebooks on other kinds of data
+	@$(PYTEST) -m slow
+
+test-all: test test-slow  ## both
+
+faults: $(VENV)/installed-dev  ## break things on purpose, at length, and print what happened
 	@FAULTS=long $(PYTEST) -m fault
 
 lab: $(VENV)/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 train: $(VENV)/installed  ## train a model, as notebook 05 does (PROCESSES=2 for several; FRESH=1 to start over)
-	@$(if $(PROCESSES),$(BIN)/accelerate launch $(LAUNCH) -m,$(BIN)/python -m) xray_helpers.training $(if $(FRESH),--fresh)
+	@$(if $(PROCESSES),$(BIN)/accelerate launch $(LAUNCH) -m,$(BIN)/python -m) xray_helpers.training $(if $(call on,$(FRESH)),--fresh)
 
 evaluate: $(VENV)/installed  ## judge the newest run (or MODEL=folder) on validation, and open the test split
 	@$(BIN)/python -m xray_helpers.evaluation $(if $(MODEL),"$(MODEL)")
@@ -59,9 +62,9 @@ clean:  ## remove the environment, the reports and everything made from data; ke
 LAUNCH = --num_processes $(PROCESSES) --num_machines 1 --mixed_precision no --dynamo_backend no \
   $(if $(filter-out 1,$(PROCESSES)),--multi_gpu,--cpu)
 
-# Two tests at a time, with a thread each: more threads than cores wait for each other. A file's tests share what is
-# made once, so they stay together; the files with the longest ones come first.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# One thread per test process: more threads than cores wait for each other. A file's tests share what is made once, so
+# they stay together; the files with the longest ones come first.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=…" if sys.version_info < (3, 11) else 0)'

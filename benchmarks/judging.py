@@ -15,24 +15,20 @@ import numpy as np
 from loading import originals
 from scipy.special import expit
 
-from xray_helpers.checkpoint import load_model, save_best
-from xray_helpers.device import choose_device
-from xray_helpers.facts import Inference
+from xray_helpers.data.transforms import Preprocess
 from xray_helpers.metrics import evaluate
-from xray_helpers.model import build_model
 from xray_helpers.predict import find_images, predict_images
-from xray_helpers.transforms import Preparation
+from xray_helpers.settings import choose_device
+from xray_helpers.training.checkpoint import ModelInfo, load_model, save_model
+from xray_helpers.training.model import build_model
 
 IMAGES, FILES = 5856, 500
 POINTS = {"0.5": 0.5, "chosen": 0.4, "sensitivity 0.95": 0.3}
-ABOUT = Inference(
-    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preparation=Preparation(224), epoch=1, val_loss=0.5,
-    calibration={"slope": 1.0, "intercept": 0.0}, operating_points=POINTS, data="x", fingerprint="x", weights="none",
-)  # fmt: skip
+INFO = ModelInfo("resnet18", ("NORMAL", "PNEUMONIA"), Preprocess(224), 1, 0.5, operating_points=POINTS)
 
 
 def main() -> None:
-    """Print one row a step of a Markdown table."""
+    """Print one row per step of a Markdown table."""
     print("| step | images | seconds | goal |\n| --- | --- | --- | --- |")
     rng = np.random.default_rng(0)
     truth = np.arange(IMAGES) % 4 > 0
@@ -45,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = originals(Path(name))
         files = find_images(root)
-        save_best(Path(name) / "run", build_model("resnet18", 1, "none"), ABOUT)
+        save_model(Path(name) / "run", build_model("resnet18", 1, "none"), INFO)
         start = time.perf_counter()
         model = load_model(Path(name) / "run", choose_device().value)
         print(f"| load a model |  | {time.perf_counter() - start:.2f} | < 2 |", flush=True)

@@ -24,15 +24,16 @@ from loading import enlarge
 from others import GOAL
 from watch import Watched, watch
 
-from xray_helpers.catalog import build_catalog
-from xray_helpers.dataset import prepare
-from xray_helpers.device import choose_device, choose_precision
-from xray_helpers.download import fetch
-from xray_helpers.model import can_have_weights
-from xray_helpers.settings import Settings
+from xray_helpers.data.catalog import build_catalog
+from xray_helpers.data.dataset import prepare_data
+from xray_helpers.data.download import fetch
+from xray_helpers.files import WeightsError
+from xray_helpers.settings import Settings, choose_device, choose_precision
+from xray_helpers.training.model import imagenet_weights
 
 PREPARE = (
-    "from xray_helpers.dataset import prepare; from xray_helpers.settings import Settings; prepare(Settings.from_env())"
+    "from xray_helpers.data.dataset import prepare_data; from xray_helpers.settings import Settings; "
+    "prepare_data(Settings.from_env())"
 )
 SMALL = 1_000_000  # pixels; files with fewer are enlarged
 
@@ -69,9 +70,11 @@ def reached(found: Watched) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print one row a loop of a Markdown table."""
+    """Print one row per loop of a Markdown table."""
     given = Settings.from_env()
-    if not can_have_weights("resnet18"):
+    try:
+        imagenet_weights("resnet18")
+    except WeightsError:
         print("\nThe pretrained weights cannot be had, so how soon a model is good is not measured.")
         return
     with tempfile.TemporaryDirectory(dir=given.home / "data") as name:  # files are linked, so on the same disk
@@ -80,7 +83,7 @@ def main() -> None:
         os.environ |= {"XRAY_HOME": name, "XRAY_DATA": str(folder / "originals")}
         preparing = watch([sys.executable, "-c", PREPARE])
         settings = replace(given, data=str(folder / "originals"), weights="imagenet", arch="resnet18")
-        manifest = prepare(settings)
+        manifest = prepare_data(settings).manifest
         arrange(manifest, settings.raw_folder / "chest_xray", folder / "folders")
         commands = {"this project": ["-m", "xray_helpers.training", "--weights", "imagenet", "--arch", "resnet18"]}
         commands["tutorials' loop"] = ["benchmarks/others.py", "tutorial", str(folder / "folders")]

@@ -14,16 +14,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from xray_helpers.archives import extract
-from xray_helpers.catalog import build_catalog
-from xray_helpers.phantoms import write_dataset
-from xray_helpers.splits import resplit
+from xray_helpers.data.catalog import build_catalog
+from xray_helpers.data.download import extract
+from xray_helpers.data.splits import resplit
+from xray_helpers.data.synthetic import write_dataset
 
 KAGGLE_IMAGES = 5856
 
 
 def main() -> None:
-    """Print one row a step of a Markdown table."""
+    """Print one row per step of a Markdown table."""
     print(f"| step ({os.cpu_count()} cores) | images | seconds | images a second |\n| --- | --- | --- | --- |")
 
     def row(step: str, images: int, start: float) -> float:

@@ -3,7 +3,7 @@
 Usage: python benchmarks/training.py [ZIP_OF_ORIGINALS]
 
 The tutorials' loop reads original-size files with ImageFolder and two workers and trains in float32 with SGD; ours
-reads the image store. Both train the same ResNet-18 at 224 pixels, from random weights, in batches of 32.
+reads the image cache. Both train the same ResNet-18 at 224 pixels, from random weights, in batches of 32.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import torch
 from loading import BATCH, SIZE, originals, repeat, tutorial_transform
 from others import tutorial_epoch
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from xray_helpers.dataset import EpochSampler, XrayDataset
-from xray_helpers.inference import memory_layout, start_accelerator
-from xray_helpers.settings import Settings
-from xray_helpers.steps import train_epoch
-from xray_helpers.store import build_store
-from xray_helpers.transforms import Augmentation, Preparation
+from xray_helpers.data.dataset import EpochSampler, XrayDataset
+from xray_helpers.data.image_cache import build_cache
+from xray_helpers.data.transforms import Augmentation, Preprocess
+from xray_helpers.inference import make_accelerator, memory_layout
+from xray_helpers.training.engine import train_one_epoch
 
 IMAGES, ROUNDS = 640, 2
 
@@ -40,32 +39,30 @@ def epochs(root: Path, dataset: XrayDataset) -> Iterator[tuple[str, float]]:
     tutorial = DataLoader(part, BATCH, shuffle=True, num_workers=2)
     model = resnet18(num_classes=2)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    few = Subset(dataset, list(range(IMAGES)))
     for _ in range(ROUNDS):
         start = time.perf_counter()
         tutorial_epoch(tutorial, model, optimizer)
         yield "tutorial", IMAGES / (time.perf_counter() - start)
         for precision in ("float32", "bf16"):
-            accelerator = start_accelerator(Settings(device="cpu", precision=precision, batch_size=BATCH))
+            accelerator = make_accelerator("cpu", precision)
             ours = resnet18(num_classes=1).to(memory_format=memory_layout(accelerator))
             steps = torch.optim.AdamW(ours.parameters(), 3e-4)
             schedule = OneCycleLR(steps, 3e-4, total_steps=IMAGES // BATCH)
-            loader = DataLoader(few, BATCH, sampler=EpochSampler(IMAGES, 0), drop_last=True)
-            network, stepper, batches = accelerator.prepare(ours, steps, loader)
-            prepare, augment = Preparation(SIZE), Augmentation("light", SIZE)
+            batches = DataLoader(dataset, None, sampler=BatchSampler(EpochSampler(IMAGES, 0), BATCH, drop_last=True))
+            preprocess, augment, stepper = Preprocess(SIZE), Augmentation("light", SIZE), accelerator.prepare(steps)
             start = time.perf_counter()
-            train_epoch(network, batches, prepare, augment, stepper, schedule, accelerator, 1, statistics=True)
+            train_one_epoch(ours, batches, stepper, schedule, accelerator, preprocess, augment)
             yield precision, IMAGES / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Print one row an arithmetic of a Markdown table."""
+    """Print one row per precision of a Markdown table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = folder / "repeated"
         catalog = repeat(originals(folder), root)
-        store = build_store(root, catalog, folder / "store", SIZE)
-        dataset = XrayDataset(catalog.assign(split="train"), store, "train", tuple(sorted(catalog["label"].unique())))
+        cache = build_cache(root, catalog, folder / "cache", SIZE)
+        dataset = XrayDataset(catalog.assign(split="train"), cache, "train", tuple(sorted(catalog["label"].unique())))
         rates: dict[str, list[float]] = {}
         for loop, rate in epochs(root, dataset):
             rates.setdefault(loop, []).append(rate)

@@ -2,34 +2,62 @@
 
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import settings as hypothesis_settings
+from torch import nn
 
-from xray_helpers.catalog import COLUMNS, build_catalog
-from xray_helpers.decoding import read_image
-from xray_helpers.facts import Inference
-from xray_helpers.files import project_root
-from xray_helpers.phantoms import write_dataset, write_twins
-from xray_helpers.settings import Settings
-from xray_helpers.training import fit
-from xray_helpers.transforms import Preparation
+from xray_helpers.data.catalog import COLUMNS, build_catalog, read_image
+from xray_helpers.data.synthetic import write_dataset
+from xray_helpers.data.transforms import Preprocess
+from xray_helpers.files import print_once, project_root
+from xray_helpers.training import model as model_module
+from xray_helpers.training.checkpoint import ModelInfo
 
 SHARED = project_root().parent / "shared"
 LONG = os.environ.get("FAULTS") == "long"  # set by `make faults`
-ABOUT = Inference(
-    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preparation=Preparation(64, "pad"), epoch=2, val_loss=0.25,
+INFO = ModelInfo(
+    arch="resnet18", classes=("NORMAL", "PNEUMONIA"), preprocess=Preprocess(64, "pad"), epoch=2, val_loss=0.25,
     calibration={"slope": 0.8, "intercept": 0.1}, operating_points={"0.5": 0.5, "chosen": 0.31}, data="sample",
     fingerprint="abc", weights="none",
 )  # fmt: skip
 
+
+class TinyResNet(nn.Module):
+    """A ResNet's parts by their names, with a few thousand parameters: what tests train where nobody looks at skill."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [4, 8, 8, 8, 16]
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4)
+        self.relu, self.maxpool = nn.ReLU(), nn.MaxPool2d(2)
+        for number, (before, after) in enumerate(pairwise(widths), 1):
+            stride = 1 if number == 1 else 2
+            block = nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+            setattr(self, f"layer{number}", block)
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 1000)
+
+    def forward(self, images):
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for number in range(1, 5):
+            features = getattr(self, f"layer{number}")(features)
+        return self.fc(self.avgpool(features).flatten(1))
+
+
 # The same examples each time, and no clock: a slow machine is no failure.
 hypothesis_settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def tiny_networks(request, monkeypatch):
+    """`build_model` makes a `TinyResNet` in this process, but in tests marked `real_network`."""
+    if not request.node.get_closest_marker("real_network"):
+        monkeypatch.setattr(model_module, "get_model", lambda arch, weights=None: TinyResNet())
 
 
 def pytest_collection_modifyitems(items):
@@ -59,12 +87,13 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch, tmp_path_factory):
     for name in list(os.environ):
-        if name.startswith(("XRAY_", "KAGGLE_")):
+        if name.startswith(("XRAY_", "KAGGLE_", "MAKE")):
             monkeypatch.delenv(name)
+    print_once.cache_clear()
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("XRAY_HOME", str(home))
     yield
-    shutil.rmtree(home, ignore_errors=True)  # a checkpoint has 180 MB, and there are hundreds of tests
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture
@@ -85,22 +114,6 @@ def tiny(tmp_path_factory) -> Path:
 def catalog(tiny) -> pd.DataFrame:
     """The tiny dataset's catalog. Not to be changed."""
     return build_catalog(tiny / "chest_xray")
-
-
-@pytest.fixture(scope="session")
-def learned(tmp_path_factory, worker_id) -> Path:
-    """The folder of the run that notebook 06 trains on synthetic twins: a minute that is spent once.
-
-    Where tests run in several processes, they share it: the first trains, the others wait and find it finished.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "learned"
-    small = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3}
-    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
-        if not folder.exists():
-            write_twins(folder / "twins")
-        patch.setenv("XRAY_HOME", str(folder))
-        return fit(Settings(data=str(folder / "twins"), weights="none", **small)).folder
 
 
 @pytest.fixture

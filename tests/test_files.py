@@ -1,11 +1,24 @@
+import errno
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
 from xray_helpers import files
-from xray_helpers.files import atomic_file, check_disk
+from xray_helpers.files import (
+    CheckpointError,
+    CorruptArchiveError,
+    DownloadError,
+    LeakError,
+    WeightsError,
+    XrayError,
+    atomic_file,
+    check_disk,
+    exit_on_error,
+    make_folder,
+)
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -39,6 +52,80 @@ def test_the_bytes_are_synced_before_the_file_moves_into_place(tmp_path, monkeyp
     with atomic_file(tmp_path / "file") as partial:
         partial.touch()
     assert done[:2] == ["fsync", "replace"]
+
+
+@pytest.mark.fault("disk full while saving")
+@pytest.mark.parametrize(
+    ("error", "free", "needed", "size"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 10**9, 0, "a little space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 10**9, 45_000_000, "45 MB"),
+        (RuntimeError("unexpected pos 64 vs 0"), 1_000_000, 45_000_000, "45 MB"),  # what PyTorch says
+    ],
+)
+def test_a_full_disk_is_named_with_the_space_that_is_needed(tmp_path, monkeypatch, error, free, needed, size):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
+    path = tmp_path / "run" / "last.pt"
+    path.parent.mkdir()
+    path.write_text("old")
+    expected = f"disk is full: saving run/last.pt needs {size}, and .* intact"
+    with pytest.raises(OSError, match=expected) as caught, atomic_file(path, needed):
+        raise error
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["last.pt"]
+
+
+def test_other_errors_while_writing_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 45_000_000))
+    for error in (RuntimeError("shapes do not match"), PermissionError(errno.EACCES, "no"), KeyError("name")):
+        with pytest.raises(type(error)) as caught, atomic_file(tmp_path / "file", 45_000_000):
+            raise error
+        assert caught.value is error
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.fault("read-only folder")
+def test_a_folder_on_a_disk_that_is_read_only_is_named_with_what_to_do(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    assert make_folder(tmp_path / "one" / "two").is_dir()
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(
+        OSError, match=r"folder one/two cannot be written to \(read-only file system\).*XRAY_HOME"
+    ) as caught:
+        make_folder(tmp_path / "one" / "two")
+    assert caught.value.errno == errno.EROFS
+
+
+def test_a_file_in_the_place_of_a_folder_has_its_own_message(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
+
+
+def test_command_lines_end_in_one_line_and_keep_the_traceback_of_bugs(tmp_path):
+    for error in (
+        CheckpointError("train first"),
+        MemoryError("train first"),
+        ValueError("train first"),
+        OSError("train first"),
+    ):
+        with pytest.raises(SystemExit) as caught, exit_on_error():
+            raise error
+        assert caught.value.code == "error: train first"
+    with pytest.raises(SystemExit) as caught, exit_on_error():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    with pytest.raises(TypeError), exit_on_error():
+        raise TypeError("a bug of ours")
+
+
+def test_one_class_catches_every_error_of_the_package():
+    for error in (CheckpointError, CorruptArchiveError, DownloadError, LeakError, WeightsError):
+        assert issubclass(error, XrayError)
+    assert issubclass(CorruptArchiveError, DownloadError)
 
 
 @pytest.mark.fault("disk too small for what comes")

@@ -6,9 +6,13 @@ from dataclasses import fields
 import pytest
 
 from xray_helpers.files import project_root
-from xray_helpers.settings import Settings
+from xray_helpers.settings import Settings, given_to_make
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+TARGETS = (
+    "report", "test", "test-slow", "test-all", "faults", "lab", "train", "evaluate", "predict", "render", "benchmark",
+    "clean",
+)  # fmt: skip
 SHOW = "--eval=show: ; @env | grep ^XRAY_ || true"
 
 
@@ -21,19 +25,51 @@ def make(*arguments, **environment):
 def test_make_alone_prints_the_help_with_every_setting():
     text = make()
     assert text == make("help")
-    for target in ("report", "test", "faults", "lab", "train", "evaluate", "predict", "render", "benchmark", "clean"):
+    for target in TARGETS:
         assert f"  {target} " in text
     for field in fields(Settings):
         assert f"  {field.name.upper()} " in text
 
 
-def test_variables_become_settings_even_with_spaces_and_misspelt_ones_are_passed_on():
-    lines = make(SHOW, "show", "DATA=my folder/x.zip", "SPLIT=blocked", "SPILT=x", "PYTHON=python3").splitlines()
-    assert sorted(lines) == ["XRAY_DATA=my folder/x.zip", "XRAY_SPILT=x", "XRAY_SPLIT=blocked"]
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_can_be_made(target):
+    make("--dry-run", target, "IMAGES=folder")
+
+
+@pytest.mark.parametrize(
+    "data", ["my folder/x.zip", "it's", 'a "quoted" one', "a\\b", "a#b", "a=b", "a$b", "tab\there", "肺"]
+)
+def test_variables_become_settings_whatever_letters_they_hold(monkeypatch, data):
+    shown = make(SHOW, "show", f"DATA={data}", "SPLIT=blocked", "PYTHON=python3").rstrip("\n")
+    monkeypatch.setenv(*shown.split("=", 1))
+    assert given_to_make() == {"XRAY_DATA": data, "XRAY_SPLIT": "blocked"}
+
+
+def test_a_misspelt_variable_is_passed_on_and_refused(monkeypatch):
+    monkeypatch.setenv(*make(SHOW, "show", "SPILT=x").strip().split("=", 1))
+    with pytest.raises(ValueError, match="XRAY_SPILT names no setting"):
+        Settings.from_env()
 
 
 def test_the_user_s_own_environment_is_no_setting():
-    assert make(SHOW, "show", DATA="elsewhere", SEED="7") == ""
+    assert make(SHOW, "show", DATA="elsewhere", SEED="7").strip() in ("", "XRAY_MAKE=")
+
+
+@pytest.mark.parametrize(
+    ("value", "on"), [("", False), ("0", False), ("no", False), ("false", False), ("1", True), ("yes", True)]
+)
+def test_a_switch_can_be_off(value, on):
+    commands = make("--dry-run", "train", f"FRESH={value}").splitlines()
+    assert ("--fresh" in commands[-1].split()) == on
+    assert "xray_helpers.training" in commands[-1]
+
+
+def test_training_in_several_processes_goes_through_accelerate():
+    assert "/accelerate launch" not in make("--dry-run", "train")
+    command = make("--dry-run", "train", "PROCESSES=2")
+    assert "/accelerate launch --num_processes 2" in command
+    assert "--multi_gpu" in command
+    assert "--multi_gpu" not in make("--dry-run", "train", "PROCESSES=1")
 
 
 def test_nothing_that_is_made_or_secret_can_be_committed():

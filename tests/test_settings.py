@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xray_helpers.files import project_root
-from xray_helpers.settings import FRACTIONS, Settings, seed_everything
+from xray_helpers.settings import FRACTIONS, Settings, check_fractions, choose_device, choose_precision, seed_everything
 
 
 def test_defaults_run_the_sample_split_by_patient():
@@ -93,6 +93,62 @@ def test_wrong_text_in_the_environment_is_named(monkeypatch, name, text, message
         Settings.from_env()
 
 
+class TestGivenToMake:
+    """`make` passes its command line on as one variable: NAME=value …, with spaces escaped and dollars doubled."""
+
+    def test_names_in_capitals_are_settings_and_win_over_the_environment(self, monkeypatch):
+        monkeypatch.setenv("XRAY_SPLIT", "official")
+        monkeypatch.setenv("XRAY_SEED", "5")
+        monkeypatch.setenv("XRAY_MAKE", "SPLIT=blocked FRACTIONS=60/20/20 LEARNING_RATE=0.01")
+        settings = Settings.from_env(split="pooled", epochs=2)
+        assert (settings.split, settings.fractions, settings.learning_rate) == ("blocked", (0.6, 0.2, 0.2), 0.01)
+        assert (settings.seed, settings.epochs) == (5, 2)
+
+    def test_flags_win_over_it(self, monkeypatch):
+        monkeypatch.setenv("XRAY_MAKE", "SPLIT=blocked SEED=3")
+        settings = Settings.from_args(["--split", "official"])
+        assert (settings.split, settings.seed) == ("official", 3)
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            (r"DATA=my\ folder", "my folder"),
+            (r"SEED=1 DATA=two\ \ spaces TASK=cause", "two  spaces"),
+            (r"DATA=a\\b", "a\\b"),
+            ("DATA=it's", "it's"),
+            ('DATA=a"b', 'a"b'),
+            ("DATA=a#b", "a#b"),
+            ("DATA=a=b", "a=b"),
+            ("DATA=a$$b", "a$b"),
+        ],
+    )
+    def test_a_path_may_have_any_letter(self, home, monkeypatch, text, name):
+        (home / name).mkdir()
+        monkeypatch.setenv("XRAY_MAKE", text)
+        assert Settings.from_env().data == name
+
+    def test_options_that_are_no_settings_are_left_to_make(self, monkeypatch):
+        options = "PYTHON=python3 ORIGINALS=x.zip PROCESSES=2 MODEL=models/x FRESH=1 IMAGES=my\\ images OUTPUT=o.csv"
+        monkeypatch.setenv("XRAY_MAKE", options)
+        assert Settings.from_env() == Settings()
+
+    @pytest.mark.parametrize("text", ["SPILT=x", "SEED=1 SPILT=x", "MODEL=x SPILT="])
+    def test_a_misspelt_one_is_named(self, monkeypatch, text):
+        monkeypatch.setenv("XRAY_MAKE", text)
+        with pytest.raises(ValueError, match="XRAY_SPILT names no setting; there are XRAY_DATA"):
+            Settings.from_env()
+
+    def test_a_wrong_value_is_named(self, monkeypatch):
+        monkeypatch.setenv("XRAY_MAKE", "EPOCHS=many")
+        with pytest.raises(ValueError, match="epochs='many': expected a whole number"):
+            Settings.from_env()
+
+    @pytest.mark.parametrize("text", ["", "SPLIT="])
+    def test_nothing_counts_as_unset(self, monkeypatch, text):
+        monkeypatch.setenv("XRAY_MAKE", text)
+        assert Settings.from_env(split="blocked").split == "blocked"
+
+
 def test_flags_win_over_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("XRAY_SPLIT", "official")
     monkeypatch.setenv("XRAY_SEED", "5")
@@ -159,8 +215,6 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
 
 def test_auto_and_the_device_it_chooses_are_one_run():
     auto = Settings()
-    from xray_helpers.device import choose_device, choose_precision
-
     device = choose_device().value
     assert replace(auto, device=device, precision=choose_precision("auto", device).value).run_name == auto.run_name
 
@@ -198,3 +252,85 @@ def test_every_strategy_has_default_shares_that_add_up():
 def test_settings_can_be_written_as_json():
     settings = Settings()
     assert json.loads(json.dumps({field.name: getattr(settings, field.name) for field in fields(settings)}))
+
+
+def test_the_description_says_whose_images_they_are(tmp_path):
+    assert Settings().data_description == "synthetic sample, no patients"
+    assert "children of one to five years, one hospital" in Settings(data="kaggle").data_description
+    (tmp_path / "mine").mkdir()
+    assert Settings(data=str(tmp_path / "mine")).data_description == "images of mine"
+
+
+def test_shares_in_any_unit_add_up_to_1():
+    assert check_fractions((6, 2, 2), "pooled") == (0.6, 0.2, 0.2)
+    assert check_fractions((80, 20), "official") == (0.8, 0.2)
+    for wrong, strategy in (
+        ((1, 1), "pooled"),
+        ((1, 1, 1), "official"),
+        ((1, 1, 0), "blocked"),
+        ((1, 1, -1), "pooled"),
+    ):
+        with pytest.raises(ValueError, match="expected positive shares of train/val"):
+            check_fractions(wrong, strategy)
+    with pytest.raises(ValueError, match="expected positive shares"):
+        check_fractions((1, float("nan"), 1), "pooled")
+    with pytest.raises(ValueError, match="expected positive shares"):
+        check_fractions((1, float("inf"), 1), "pooled")
+
+
+def pretend(monkeypatch, cuda=False, mps=False):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "value", "reason"),
+    [
+        (True, True, "cuda", "cuda: Test GPU"),
+        (False, True, "mps", "mps: Apple GPU"),
+        (False, False, "cpu", "cpu: no GPU was found"),
+    ],
+)
+def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, value, reason):
+    pretend(monkeypatch, cuda, mps)
+    assert choose_device() == (value, reason)
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    pretend(monkeypatch)
+    with pytest.raises(ValueError, match="device='cuda': this machine has cpu"):
+        choose_device("cuda")
+    assert choose_device("cpu").value == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "value", "reason"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16", "bf16: this CPU has avx512_bf16"),
+        ({"avx512_bf16": False, "avx2": True}, "float32", "float32: this CPU has no bf16 instructions"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_only_where_its_hardware_does(monkeypatch, capabilities, value, reason):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    choice = choose_precision("auto", "cpu")
+    assert choice.value == value
+    assert choice.reason.startswith(reason)
+
+
+def test_a_torch_that_cannot_tell_means_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert choose_precision("auto", "cpu").value == "float32"
+
+
+@pytest.mark.parametrize(("supported", "value"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_without_bf16_takes_fp16(monkeypatch, supported, value):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    assert choose_precision("auto", "cuda").value == value
+
+
+def test_what_is_asked_for_is_kept_and_fp16_stays_on_cuda():
+    assert choose_precision("auto", "mps").value == "float32"
+    assert choose_precision("float32", "cuda") == ("float32", "float32: as asked for")
+    with pytest.raises(ValueError, match="fp16' needs device='cuda'"):
+        choose_precision("fp16", "cpu")

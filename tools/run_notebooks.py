@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
 from xray_helpers.files import project_root
-from xray_helpers.settings import SOURCES, Settings
+from xray_helpers.settings import SOURCES, Settings, given_to_make
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -35,6 +35,7 @@ def run(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
+        shutdown_kernel="immediate",  # asked to stop by itself, a kernel may complain about its own pending tasks
         extra_arguments=["--IPKernelApp.log_level=40"], resources={"metadata": {"path": str(path.parent)}},
     )  # fmt: skip
     try:
@@ -80,7 +81,12 @@ def report(paths: list[Path], settings: Settings, folder: Path) -> None:
         seconds = time.perf_counter() - start
         exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
         title, question = heading(notebook)
-        resources = {"previous": previous, "following": following, "data": settings.whose, "metadata": {"name": title}}
+        resources = {
+            "previous": previous,
+            "following": following,
+            "data": settings.data_description,
+            "metadata": {"name": title},
+        }
         page, _ = exporter.from_notebook_node(notebook, resources=resources)
         page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
@@ -89,7 +95,11 @@ def report(paths: list[Path], settings: Settings, folder: Path) -> None:
     template = jinja2.Template((TEMPLATES / "index.html.j2").read_text(encoding="utf-8"), autoescape=True)
     versions = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     text = template.render(
-        pages=pages, data=settings.whose, synthetic=settings.data == "sample", settings=settings, versions=versions
+        pages=pages,
+        data=settings.data_description,
+        synthetic=settings.data == "sample",
+        settings=settings,
+        versions=versions,
     )
     (folder / "index.html").write_text(text, encoding="utf-8")
 
@@ -109,6 +119,8 @@ def main() -> None:
     if command == "render":  # what is committed shows the synthetic sample and the defaults, nothing else
         for name in [name for name in os.environ if name.startswith("XRAY_")]:
             del os.environ[name]
+    os.environ |= given_to_make()
+    os.environ.pop("XRAY_MAKE", None)
     try:
         settings = Settings.from_env()
     except ValueError as error:
@@ -116,7 +128,7 @@ def main() -> None:
     if settings.data not in SOURCES and settings.source().exists():
         os.environ["XRAY_DATA"] = str(settings.source().resolve())  # kernels run in another folder
     paths, reports = sorted((project_root() / "notebooks").glob("[0-9]*.ipynb")), settings.home / "reports"
-    print(f"Running {len(paths)} notebooks on {settings.whose}:", flush=True)
+    print(f"Running {len(paths)} notebooks on {settings.data_description}:", flush=True)
     start = time.perf_counter()
     try:
         if command == "report":

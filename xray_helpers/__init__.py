@@ -1,3 +1,3 @@
-"""Helpers for chest X-ray classification with PyTorch: one module a step, used by the notebooks and by yours."""
+"""Helpers for chest X-ray classification with PyTorch, used by the notebooks and by yours."""
 
 __version__ = "0.1.0"

@@ -1,22 +1,58 @@
-"""The archive's facts, the project's root, and writing so that a crash leaves the old file or the new one whole."""
-
-from __future__ import annotations
+"""Errors, the project's folder, and writing files so that a crash leaves the old file or the new one, whole."""
 
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 FOLDERS = ("train", "val", "test")  # of Kaggle's archive
-CAUSE_OF = {"bacteria": "bacterial", "virus": "viral", "IM": "normal", "NORMAL2": "normal"}  # its case counters
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or a used-up quota, is called
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the error numbers of a full disk and of a used-up quota
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
 
 
-class FullDiskError(OSError):
-    """The disk is full; the message names the file and the space needed. What was saved before is intact."""
+class XrayError(Exception):
+    """What can go wrong in this package; the message says what happened and what to do."""
+
+
+class DownloadError(XrayError):
+    """The data could not be brought here. What was there before is untouched."""
+
+
+class CorruptArchiveError(DownloadError):
+    """The archive's bytes are damaged; another copy may be intact."""
+
+
+class LeakError(XrayError):
+    """Two splits share a patient or an image, so that a score on one would be too good."""
+
+
+class WeightsError(XrayError):
+    """Pretrained weights could not be downloaded or read, or do not fit the network."""
+
+
+class CheckpointError(XrayError):
+    """A checkpoint is missing, damaged, or belongs to something else."""
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """For command lines: what this package raises becomes one line on stderr and status 1, Ctrl-C status 130."""
+    try:
+        yield
+    except (XrayError, MemoryError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@cache
+def print_once(text: str) -> None:
+    """Print a line, once per process: a notebook reads the same data and weights several times."""
+    print(text)
 
 
 def project_root() -> Path:
@@ -29,25 +65,25 @@ def project_root() -> Path:
         if (folder / "pyproject.toml").is_file():
             return folder
     raise FileNotFoundError(
-        "xray_helpers does not lie in a checkout of the project: install it with `pip install -e .` there, "
-        "or set XRAY_HOME to the folder that should hold data/ and models/."
+        "xray_helpers is not in a checkout of the project: install it with `pip install -e .` there, or set XRAY_HOME "
+        "to the folder that should hold data/ and models/."
     )
 
 
 @contextmanager
 def atomic_file(path: Path, needed: int = 0) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it into place when the block ends without an error.
+    """Give a temporary path beside `path`, and move it to `path` when the block ends without an error.
 
     Args:
         path: the file to write; its folder is made when missing.
-        needed: bytes that will be written, for the message of a full disk; 0 where they are few.
+        needed: bytes that will be written, for the message about a full disk; 0 where they are few.
 
     Yields:
         The path to write to, in the same folder and with the same suffix.
 
     Raises:
-        FullDiskError: the disk is full.
-        OSError: the folder cannot be written to; the message says what to do.
+        OSError: the disk is full (errno ENOSPC; the message names the file and the space needed, and the old file is
+            intact), or the folder cannot be written to.
     """
     make_folder(path.parent)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -56,48 +92,44 @@ def atomic_file(path: Path, needed: int = 0) -> Iterator[Path]:
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        if error.errno not in FULL or isinstance(error, FullDiskError):
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(path.parent).free
+        # PyTorch reports a full disk as a RuntimeError about file positions.
+        full = error.errno in FULL if isinstance(error, OSError) else free < needed
+        if not full:
             raise
-        raise FullDiskError(error.errno, _full(path, needed)) from None
+        size = f"{needed / 1e6:,.0f} MB" if needed else "a little space"
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk is full: saving {path.parent.name}/{path.name} needs {size}, and {free / 1e6:,.0f} MB are free. "
+            "What was saved before is intact; free some space and run this again.",
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def _full(path: Path, needed: int) -> str:
-    size, free = f"{needed / 1e6:,.0f} MB" if needed else "a little", shutil.disk_usage(path.parent).free
-    return (
-        f"the disk is full: saving {path.parent.name}/{path.name} needs {size}, and {free / 1e6:,.0f} MB are free. "
-        "What was saved before is intact; free some space and run this again."
-    )
-
-
 def make_folder(folder: Path) -> Path:
-    """Make a folder where it is missing, and see that it can be written to.
+    """Make a folder where it is missing, and check that it can be written to.
 
     Raises:
         OSError: it cannot; the message says what to do.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        why = 0 if os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids) else errno.EACCES
+        if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise OSError(errno.EACCES, "not writable")
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        why = error.errno
-    if why:
-        name = "/".join(folder.parts[-2:])
-        raise OSError(
-            why,
-            f"the folder {name} cannot be written to ({os.strerror(why).lower()}). Give yourself the right to, or set "
-            "XRAY_HOME to a folder of your own, and run this again.",
-        )
+        name, reason = "/".join(folder.parts[-2:]), os.strerror(error.errno).lower()
+        advice = "Change its permissions, or set XRAY_HOME to a folder of your own, and run this again."
+        raise OSError(error.errno, f"the folder {name} cannot be written to ({reason}). {advice}") from None
     return folder
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut, where the system lets a folder be synced."""
+    """Make a rename inside `folder` survive a power cut, where the system allows folders to be synced."""
     if os.name == "nt":  # Windows cannot open folders; its renames are journalled
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -108,7 +140,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_disk(folder: Path, needed: int, purpose: str) -> None:
-    """Refuse to start what the disk cannot hold.
+    """Raise before anything is written that the disk cannot hold.
 
     Args:
         folder: a folder on the disk that will be written; need not exist yet.
@@ -119,9 +151,9 @@ def check_disk(folder: Path, needed: int, purpose: str) -> None:
         OSError: less than `needed` bytes plus a reserve of 200 MB is free; nothing was written.
     """
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed + 200_000_000:
+    free, total = shutil.disk_usage(existing).free, needed + 200_000_000
+    if free < total:
         raise OSError(
-            f"{purpose} needs {(needed + 200_000_000) / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on this "
-            "disk. Free some space, or set XRAY_HOME to a folder on a larger disk, and run this again."
+            f"{purpose} needs {total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on this disk. Free some "
+            "space, or set XRAY_HOME to a folder on a larger disk, and run this again."
         )

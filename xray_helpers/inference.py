@@ -1,87 +1,96 @@
-"""Running a network over batches: on one device or many processes, in the arithmetic of the run."""
+"""Running a network over batches, on one device or in many processes, and what its outputs mean."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from xray_helpers.device import choose_device, choose_precision
-from xray_helpers.settings import Settings
-from xray_helpers.transforms import Preparation
+from xray_helpers.settings import choose_device, choose_precision
 
-PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours and Accelerate's
+PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}  # our names and Accelerate's
+Transform = Callable[[Tensor], Tensor]  # of a whole batch
+Batches = Iterable[tuple[Tensor, Any]]
 
 
-def start_accelerator(settings: Settings) -> Accelerator:
-    """Accelerate's view of this process: device, precision, and its place among the others.
+def make_accelerator(device: str = "auto", precision: str = "auto") -> Accelerator:
+    """Accelerate's view of this process: its device, its precision, and its place among the others.
 
-    A batch is shared out between processes, so that a run means the same for any number of them.
+    Args:
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        precision: `auto`, `float32`, `bf16` or `fp16`.
 
     Raises:
-        ValueError: the device is missing, or the batch cannot be shared out evenly.
+        ValueError: this machine has no such device, or the device no such precision.
     """
-    device = choose_device(settings.device).value
-    precision = choose_precision(settings.precision, device).value
-    # Accelerate keeps one state a Python process, and would refuse another precision in the same notebook.
+    device = choose_device(device).value
+    # Accelerate keeps one state per Python process, and would refuse another precision in the same notebook.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(
-        mixed_precision=PRECISIONS[precision],
-        cpu=device == "cpu",
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
-    if settings.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size={settings.batch_size} cannot be shared out to {accelerator.num_processes} processes evenly"
-        )
-    return accelerator
+    return Accelerator(mixed_precision=PRECISIONS[choose_precision(precision, device).value], cpu=device == "cpu")
 
 
 def memory_layout(accelerator: Accelerator) -> torch.memory_format:
-    """Channels last where it was measured faster: on CUDA, and in bf16 on a CPU."""
+    """Channels last where it was measured to be faster: on CUDA, and in bf16 on a CPU."""
     fast = accelerator.device.type == "cuda" or accelerator.mixed_precision == "bf16"
     return torch.channels_last if fast else torch.contiguous_format
 
 
-def network_input(images: Tensor, prepare: Preparation, accelerator: Accelerator) -> Tensor:
-    """Gray images (B, 1, S, S), on any device, as the network takes them: float32 (B, 3, S, S) on its own device."""
-    return prepare(images.to(accelerator.device)).contiguous(memory_format=memory_layout(accelerator))
+def place_network(network: Any, accelerator: Accelerator) -> Any:
+    """Move a network to the accelerator's device, in the layout that is fastest there."""
+    return network.to(accelerator.device, memory_format=memory_layout(accelerator))
+
+
+def network_input(images: Tensor, preprocess: Transform | None, accelerator: Accelerator) -> Tensor:
+    """A batch of images, on any device, as the network takes it: preprocessed, on its own device, in its layout."""
+    images = images.to(accelerator.device, non_blocking=True)
+    images = preprocess(images) if preprocess else images
+    return images.contiguous(memory_format=memory_layout(accelerator)) if images.ndim == 4 else images
 
 
 @torch.inference_mode()
 def run_network(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Any]],
-    prepare: Preparation,
-    accelerator: Accelerator | None = None,
+    network: nn.Module, batches: Batches, preprocess: Transform | None = None, accelerator: Accelerator | None = None
 ) -> Tensor:
-    """The network's outputs for all images, in their order, each computed once by one of the processes.
+    """The network's outputs for all images, in their order, each batch computed once by one of the processes.
 
     Args:
         network: in evaluation mode, on the accelerator's device.
-        batches: images (B, 1, S, S), and anything beside them; the same in every process.
-        prepare: what turns images into the network's input.
-        accelerator: from `start_accelerator`; None computes in this process alone, in float32, where the network is.
+        batches: pairs of images (B, …) and anything; the same in every process.
+        preprocess: turns a batch of images into the network's input; None where they are that already.
+        accelerator: from `make_accelerator`; None computes in this process alone, in float32, where the network is.
 
     Returns:
         float32 (N, F) on the CPU: logits, or features of a backbone.
     """
     if accelerator is None:
-        device = next(network.parameters()).device
-        return torch.cat([network(prepare(images.to(device))).cpu() for images, _ in batches])
-    mine = []
+        device, prepare = next(network.parameters()).device, preprocess or (lambda images: images)
+        return torch.cat([network(prepare(images.to(device))).float().cpu() for images, _ in batches])
+    own_part = []
     for number, (images, _) in enumerate(batches):
         if number % accelerator.num_processes == accelerator.process_index:
             with accelerator.autocast():
-                mine.append((number, network(network_input(images, prepare, accelerator)).float().cpu()))
-    parts = gather_object(mine)
-    return torch.cat([outputs for _, outputs in sorted(parts, key=lambda part: part[0])])
+                outputs = network(network_input(images, preprocess, accelerator))
+            own_part.append((number, outputs.float().cpu()))
+    return torch.cat([outputs for _, outputs in sorted(gather_object(own_part), key=lambda part: part[0])])
+
+
+def run_on_labelled(
+    network: nn.Module, batches: Batches, preprocess: Transform | None = None, accelerator: Accelerator | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `run_network`, with the labels that came with the images: outputs (N, F) and labels (N,), on the CPU."""
+    labels: list[Tensor] = []
+
+    def keep_labels() -> Iterator[tuple[Tensor, None]]:
+        for images, numbers in batches:
+            labels.append(numbers.cpu())
+            yield images, None
+
+    outputs = run_network(network, keep_labels(), preprocess, accelerator).clone()  # may take part in training
+    return outputs, torch.cat(labels)
 
 
 def probabilities(logits: Tensor) -> Tensor:
@@ -89,7 +98,7 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.squeeze(1).sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Unweighted cross-entropy: binary for logits (B, 1), else over the classes of (B, C)."""
     if logits.shape[1] == 1:
         return nn.functional.binary_cross_entropy_with_logits(logits.squeeze(1).float(), labels.float())
@@ -111,7 +120,7 @@ def probability_table(logits: Tensor, classes: Sequence[str], calibration: Mappi
     return pd.DataFrame({"probability": values, "calibrated": calibrated.numpy()})
 
 
-def predictions(
+def prediction_table(
     paths: Sequence[str], labels: Tensor, logits: Tensor, classes: Sequence[str], calibration: Mapping[str, float]
 ) -> pd.DataFrame:
     """The table of `predictions-<split>.csv`: path, truth (class number, from `labels`), and `probability_table`."""

@@ -1,25 +1,21 @@
-"""Step 6: probabilities for new images, prepared exactly as those that the model was trained on."""
-
-from __future__ import annotations
+"""Probabilities for new images, preprocessed exactly as those that the model was trained on."""
 
 import argparse
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models import ResNet
 
-from xray_helpers.checkpoint import latest_run, load_model
-from xray_helpers.device import choose_device
-from xray_helpers.facts import CheckpointError, Inference
-from xray_helpers.files import atomic_file, project_root
+from xray_helpers.files import atomic_file, exit_on_error, project_root
 from xray_helpers.inference import probability_table, run_network
-from xray_helpers.settings import Settings
+from xray_helpers.settings import Settings, choose_device
+from xray_helpers.training.checkpoint import ModelInfo, latest_run, load_model
 
 BATCH = 64
 
@@ -33,17 +29,14 @@ def find_images(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = sorted(
-        path
-        for path in source.rglob("*")
-        if path.suffix.lower() in known and not any(part.startswith(".") for part in path.relative_to(source).parts)
-    )
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in known)
+    found = [path for path in files if not any(part.startswith(".") for part in path.relative_to(source).parts)]
     if not found:
-        raise FileNotFoundError(f"{source} is no image and no folder with images")
+        raise FileNotFoundError(f"{source} is neither an image nor a folder with images")
     return found
 
 
-def predict_images(paths: Iterable[str | Path], model: ResNet, point: str = "0.5") -> pd.DataFrame:
+def predict_images(paths: Iterable[str | Path], model: Any, point: str = "0.5") -> pd.DataFrame:
     """Predict new images of any size, mode or format that Pillow reads.
 
     Args:
@@ -52,42 +45,42 @@ def predict_images(paths: Iterable[str | Path], model: ResNet, point: str = "0.5
         point: for two classes, which of the model's operating points decides.
 
     Returns:
-        One row a file: path, predicted (name of the class), probability (of the second class) and calibrated, or for
+        One row per file: path, predicted (name of the class), probability (of the second class) and calibrated, or for
         more classes p_<class>…; error: why the file cannot be read, `""` where it can.
 
     Raises:
         ValueError: the model has no such operating point.
     """
-    about: Inference = model.about
-    files = [Path(path) for path in paths]
-    if point not in about.operating_points:
-        raise ValueError(f"point={point!r}: this model has {', '.join(about.operating_points)}")
+    info: ModelInfo = model.info
+    files, preprocess = [Path(path) for path in paths], info.preprocess
+    if point not in info.operating_points:
+        raise ValueError(f"point={point!r}: this model has {', '.join(info.operating_points)}")
+    if preprocess is None:
+        raise ValueError(f"this {info.arch} was trained on inputs of the caller's own: how to read a file is not known")
 
     def read(file: Path) -> Tensor | str:
         try:
-            return about.preparation.read(file)
-        except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; it is told
+            return preprocess.read(file)
+        except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; the row says what
             return str(error) or type(error).__name__
 
-    errors, logits = [], []
+    errors, logits = [], [torch.zeros(0, info.num_outputs)]
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), BATCH):
             found = list(pool.map(read, files[start : start + BATCH]))
             errors += [item if isinstance(item, str) else "" for item in found]
             images = [item for item in found if not isinstance(item, str)]
             if images:
-                logits.append(run_network(model, [(torch.stack(images), None)], about.preparation))
-    outputs = torch.cat(logits) if logits else torch.zeros(0, about.num_outputs)
-    table = probability_table(outputs, about.classes, about.calibration)
-    if about.num_outputs == 1:
-        number = (table["probability"] >= about.operating_points[point]).astype(int)
+                logits.append(run_network(model, [(torch.stack(images), None)], preprocess))
+    table = probability_table(torch.cat(logits), info.classes, info.calibration)
+    if info.num_outputs == 1:
+        number = (table["probability"] >= info.operating_points[point]).astype(int)
     else:
         number = table.to_numpy().argmax(axis=1)
-    table.insert(0, "predicted", [about.classes[index] for index in number])
+    table.insert(0, "predicted", [info.classes[index] for index in number])
     whole = pd.DataFrame({"path": [str(file) for file in files], "error": errors})
-    readable = whole.index[whole["error"] == ""]
-    joined = whole[["path"]].join(table.set_index(readable)).assign(error=whole["error"])
-    return joined.fillna({"predicted": ""})
+    table.index = whole.index[whole["error"] == ""]
+    return whole[["path"]].join(table).assign(error=whole["error"]).fillna({"predicted": ""})
 
 
 def main() -> None:
@@ -97,23 +90,20 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description="Predict new images. Not a medical device.", allow_abbrev=False)
     parser.add_argument("images", type=Path, help="an image, or a folder of images")
-    parser.add_argument("--model", type=Path, help="folder of a run (default: the one that models/latest.txt names)")
+    parser.add_argument("--model", type=Path, help="folder of a run, or its model file (default: the newest run)")
     parser.add_argument("--output", type=Path, default=project_root() / "reports" / "predictions.csv", help="CSV file")
     given = parser.parse_args()
-    try:
+    with exit_on_error():
         models = Settings.from_env().home / "models"
         newest = given.model is None or (given.model.name == "latest" and not given.model.exists())
-        folder = latest_run(models) if newest else given.model
-        model = load_model(folder, choose_device().value)
+        source = latest_run(models) if newest else given.model
+        model: Any = load_model(source, choose_device().value)
         table = predict_images(find_images(given.images), model)
-    except (CheckpointError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    good = table[table["error"] == ""]
-    with atomic_file(given.output) as partial:
-        good.drop(columns="error").to_csv(partial, index=False)
-    counts = ", ".join(f"{name} {(good['predicted'] == name).sum():,}" for name in model.about.classes)
-    print(f"{given.output.name}: {len(good):,} images, predicted {counts}; model {folder.name}. Not a medical device.")
-    broken = table[table["error"] != ""]
+        good, broken = table[table["error"] == ""], table[table["error"] != ""]
+        with atomic_file(given.output) as partial:
+            good.drop(columns="error").to_csv(partial, index=False)
+    counts = ", ".join(f"{name} {(good['predicted'] == name).sum():,}" for name in model.info.classes)
+    print(f"{given.output.name}: {len(good):,} images, predicted {counts}; model {source.name}. Not a medical device.")
     for row in broken.itertuples():
         print(f"unreadable: {row.path}: {row.error}", file=sys.stderr)
     if len(broken):

@@ -1,6 +1,4 @@
-"""One place for what a run depends on: its settings, the project's paths, the random seeds."""
-
-from __future__ import annotations
+"""One place for what a run depends on: its settings, the device and precision to compute with, the random seeds."""
 
 import argparse
 import hashlib
@@ -8,14 +6,14 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from xray_helpers.device import choose_device, choose_precision
 from xray_helpers.files import project_root
 
 ARCHS = (
@@ -25,15 +23,16 @@ ARCHS = (
 SOURCES = ("sample", "kaggle")  # anything else is a path
 FRACTIONS = {"pooled": (0.70, 0.15, 0.15), "official": (0.90, 0.10), "blocked": (0.70, 0.15, 0.15)}
 BY_SOURCE = {"image_size": (128, 224), "batch_size": (32, 32), "epochs": (3, 3)}  # for the sample, for real images
+MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT")  # not settings
 
 
-def _setting(default: Any, meaning: str, choices: Sequence[str] = (), least: float | None = None) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "choices": choices, "least": least})
+def _setting(default: Any, meaning: str, choices: Sequence[str] = (), minimum: float | None = None) -> Any:
+    return field(default=default, metadata={"meaning": meaning, "choices": choices, "minimum": minimum})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a run depends on; refuses wrong values when it is made.
+    """Everything that a run depends on; wrong values are refused when it is made.
 
     Each field is `XRAY_<FIELD>` in the environment, `--<field>` on the command line and a `make` variable in
     capitals. A 0 or an empty tuple means "by data source" or "by strategy" and is filled in at once.
@@ -45,49 +44,48 @@ class Settings:
     data: str = _setting("sample", "sample, kaggle, or a path to a folder or zip")
     split: str = _setting("pooled", "how patients are shared out", ("pooled", "official", "blocked"))
     fractions: tuple[float, ...] = _setting((), "shares of train/val/test, as 70/15/15 (official: train/val, as 90/10)")
-    split_seed: int = _setting(0, "seed of the split", least=0)
+    split_seed: int = _setting(0, "seed of the split", minimum=0)
     task: str = _setting("pneumonia", "what is predicted", ("pneumonia", "cause", "folders"))
     arch: str = _setting("resnet18", "torchvision ResNet", ARCHS)
     weights: str = _setting("imagenet", "imagenet, none, or a path to a state-dict file")
-    image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", least=32)
+    image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
     resize: str = _setting("squash", "how images become square", ("squash", "pad", "crop"))
     augment: str = _setting("light", "strength of augmentation", ("none", "light", "strong"))
-    batch_size: int = _setting(0, "images a step (0: by data source)", least=1)
-    epochs: int = _setting(0, "epochs of fine-tuning (0: by data source)", least=1)
-    learning_rate: float = _setting(3e-4, "highest learning rate of fine-tuning, that of the head", least=1e-8)
-    seed: int = _setting(0, "seed of the training", least=0)
+    batch_size: int = _setting(0, "images per step (0: by data source)", minimum=1)
+    epochs: int = _setting(0, "epochs of fine-tuning (0: by data source)", minimum=1)
+    learning_rate: float = _setting(3e-4, "highest learning rate of fine-tuning, that of the head", minimum=1e-8)
+    seed: int = _setting(0, "seed of the training", minimum=0)
     device: str = _setting("auto", "where to compute", ("auto", "cuda", "mps", "cpu"))
     precision: str = _setting("auto", "arithmetic of the network", ("auto", "float32", "bf16", "fp16"))
-    workers: int = _setting(0, "processes that load images", least=0)
+    workers: int = _setting(0, "processes that load images", minimum=0)
 
     def __post_init__(self) -> None:
         for name, (sample, real) in BY_SOURCE.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, sample if self.data == "sample" else real)
         for entry in fields(self):
-            value, choices, least = getattr(self, entry.name), entry.metadata["choices"], entry.metadata["least"]
+            value, choices, minimum = getattr(self, entry.name), entry.metadata["choices"], entry.metadata["minimum"]
             if choices and value not in choices:
                 raise _refuse(entry.name, value, "expected one of " + ", ".join(choices))
-            if least is not None and not value >= least:
-                raise _refuse(entry.name, value, f"expected {least:g} or more")
-        default = FRACTIONS[self.split]
-        object.__setattr__(self, "fractions", check_fractions(self.fractions or default, self.split))
+            if minimum is not None and not value >= minimum:
+                raise _refuse(entry.name, value, f"expected {minimum:g} or more")
+        object.__setattr__(self, "fractions", check_fractions(self.fractions or FRACTIONS[self.split], self.split))
         if self.weights not in ("imagenet", "none") and not Path(self.weights).expanduser().is_file():
             raise _refuse("weights", self.weights, "expected imagenet, none, or a file that exists")
         if self.data not in SOURCES and not (self.source().exists() or self.raw_folder.exists()):
             raise _refuse("data", self.data, "expected sample, kaggle, or a folder or zip that exists")
 
     @classmethod
-    def from_env(cls, **values: Any) -> Settings:
-        """Settings from `values` (a notebook's own), each overridden by its `XRAY_<FIELD>` variable.
+    def from_env(cls, **defaults: Any) -> Self:
+        """Settings from `defaults` (a notebook's own), each overridden by its `XRAY_<FIELD>` variable.
 
         Raises:
             ValueError: a value is not possible, or an `XRAY_` variable names no setting.
         """
-        return cls(**{**values, **_from_environment()})
+        return cls(**{**defaults, **_from_environment()})
 
     @classmethod
-    def from_args(cls, arguments: Sequence[str] | None = None, description: str = "") -> Settings:
+    def from_args(cls, arguments: Sequence[str] | None = None, description: str = "") -> Self:
         """Settings from command-line flags (`sys.argv` when None), which win over the environment.
 
         Raises:
@@ -95,12 +93,11 @@ class Settings:
         """
         parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
         for entry in fields(cls):
-            choices = ", ".join(entry.metadata["choices"])
-            meaning = entry.metadata["meaning"] + (f": {choices}" if choices else "")
-            parser.add_argument(f"--{entry.name.replace('_', '-')}", dest=entry.name, metavar="VALUE", help=meaning)
-        flags = {name: text for name, text in vars(parser.parse_args(arguments)).items() if text is not None}
+            text = ": ".join(filter(None, (entry.metadata["meaning"], ", ".join(entry.metadata["choices"]))))
+            flag = f"--{entry.name.replace('_', '-')}"
+            parser.add_argument(flag, metavar="VALUE", help=text, default=argparse.SUPPRESS)
         try:
-            return cls(**{**_from_environment(), **_parse(flags)})
+            return cls(**{**_from_environment(), **_parse(vars(parser.parse_args(arguments)))})
         except ValueError as error:
             parser.error(str(error))
 
@@ -115,17 +112,16 @@ class Settings:
         if self.data in SOURCES:
             return self.data
         path = Path(self.data)
-        stem = path.stem if path.suffix.lower() == ".zip" else path.resolve().name
-        name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "data"
+        name = path.stem if path.suffix.lower() == ".zip" else path.resolve().name
+        name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
         return f"my-{name}" if name in SOURCES else name
 
     @property
-    def whose(self) -> str:
+    def data_description(self) -> str:
         """Whose images these are, for titles and tables."""
         kaggle = "Kaggle's chest X-rays: children of one to five years, one hospital"
-        return {"sample": "synthetic sample, no patients", "kaggle": kaggle}.get(
-            self.data, f"images of {self.data_name}"
-        )
+        known = {"sample": "synthetic sample, no patients", "kaggle": kaggle}
+        return known.get(self.data, f"images of {self.data_name}")
 
     @property
     def target(self) -> str:
@@ -139,25 +135,19 @@ class Settings:
 
     @property
     def processed_folder(self) -> Path:
-        """Where the catalog, the splits and the image store lie."""
+        """Where the catalog, the splits and the image cache lie."""
         return self.home / "data" / "processed" / self.data_name
 
     @property
     def run_name(self) -> str:
         """`<data>-<split>-<task>-<arch>-<weights>-<hash>`, the hash over all settings that change the result."""
-        device = choose_device(self.device).value
-        result = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "workers"}
-        result |= {
-            "data": self.data_name,
-            "device": device,
-            "precision": choose_precision(self.precision, device).value,
-        }
-        weights = self.weights
-        if weights not in ("imagenet", "none"):
-            path = Path(weights).expanduser()
-            result["weights"], weights = hashlib.sha256(path.read_bytes()).hexdigest(), path.stem
+        device, file = choose_device(self.device).value, Path(self.weights).expanduser()
+        result = self.without_paths() | {"device": device, "precision": choose_precision(self.precision, device).value}
+        del result["workers"]
+        if self.weights not in ("imagenet", "none"):
+            result["weights"] = hashlib.sha256(file.read_bytes()).hexdigest()
         digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.data_name}-{self.split}-{self.task}-{self.arch}-{weights}-{digest}"
+        return f"{self.data_name}-{self.split}-{self.task}-{self.arch}-{file.stem}-{digest}"
 
     @property
     def run_folder(self) -> Path:
@@ -169,12 +159,13 @@ class Settings:
         path = Path(self.data).expanduser()
         return path if path.exists() else self.home / path
 
+    def without_paths(self) -> dict[str, Any]:
+        """All values by name, with data and weights by their names alone: notebooks and runs are shared."""
+        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)} | {"data": self.data_name}
+        return shown | {"weights": Path(self.weights).name}
+
     def __str__(self) -> str:
-        """One line a setting; paths by their name only, since notebooks are shared."""
-        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        shown |= {"data": self.data_name, "fractions": "/".join(f"{100 * part:g}" for part in self.fractions)}
-        if self.weights not in ("imagenet", "none"):
-            shown["weights"] = Path(self.weights).name
+        shown = self.without_paths() | {"fractions": "/".join(f"{100 * part:g}" for part in self.fractions)}
         return "\n".join(f"{name:<13} {value}" for name, value in shown.items())
 
 
@@ -183,38 +174,39 @@ def _refuse(name: str, value: object, expected: str) -> ValueError:
     return ValueError(f"{name}={value!r}: {expected}. (Set by XRAY_{name.upper()}, --{flag} or make.)")
 
 
+def given_to_make() -> dict[str, str]:
+    """The settings on make's command line, such as `DATA=kaggle`, by the names of their variables (`XRAY_DATA`)."""
+    # NAME=value …, with spaces escaped and dollars doubled by make.
+    words = shlex.shlex(os.environ.get("XRAY_MAKE", "").replace("$$", "$"), posix=True)
+    words.whitespace_split, words.quotes, words.commenters = True, "", ""
+    pairs = [word.partition("=") for word in words]
+    return {f"XRAY_{name}": text for name, _, text in pairs if name not in MAKE_OPTIONS}
+
+
 def _from_environment() -> dict[str, Any]:
-    """The settings that `XRAY_` variables give, parsed."""
+    """The settings that `XRAY_` variables give, parsed; what is given to make wins."""
+    others = ("XRAY_HOME", "XRAY_MAKE")
+    given = {key: text for key, text in os.environ.items() if key.startswith("XRAY_") and key not in others}
+    given |= given_to_make()
     names = {f"XRAY_{entry.name.upper()}": entry.name for entry in fields(Settings)}
-    unknown = sorted(key for key in os.environ if key.startswith("XRAY_") and key not in {*names, "XRAY_HOME"})
+    unknown = sorted(given.keys() - names.keys())
     if unknown:
         raise ValueError(f"{unknown[0]} names no setting; there are {', '.join(names)}")
-    return _parse({name: os.environ[key] for key, name in names.items() if os.environ.get(key)})
+    return _parse({names[key]: text for key, text in given.items() if text})
 
 
 def _parse(texts: dict[str, str]) -> dict[str, Any]:
     """Text to each field's type."""
     values: dict[str, Any] = {}
+    wanted = {int: "a whole number", float: "a number", tuple: "numbers as 70/15/15"}
     for entry in fields(Settings):
-        if entry.name in texts:
-            convert, wanted = PARSERS[str(entry.type)]
+        if (text := texts.get(entry.name)) is not None:
+            kind: Any = type(entry.default)
             try:
-                values[entry.name] = convert(texts[entry.name])
+                values[entry.name] = kind(map(float, re.split(r"[/, ]+", text.strip())) if kind is tuple else text)
             except ValueError:
-                raise _refuse(entry.name, texts[entry.name], f"expected {wanted}") from None
+                raise _refuse(entry.name, text, f"expected {wanted[kind]}") from None
     return values
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in re.split(r"[/, ]+", text.strip()))
-
-
-PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "str": (str, "text"),
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
-    "tuple[float, ...]": (_numbers, "numbers as 70/15/15"),
-}
 
 
 def check_fractions(fractions: Sequence[float], strategy: str) -> tuple[float, ...]:
@@ -227,16 +219,65 @@ def check_fractions(fractions: Sequence[float], strategy: str) -> tuple[float, .
     Raises:
         ValueError: a wrong count, or a share that is not positive.
     """
-    names = "train/val" if strategy == "official" else "train/val/test"
+    names, example = ("train/val", "90/10") if strategy == "official" else ("train/val/test", "70/15/15")
     if len(fractions) != len(FRACTIONS[strategy]) or not all(0 < part < float("inf") for part in fractions):
-        example = "90/10" if strategy == "official" else "70/15/15"
         raise _refuse("fractions", tuple(fractions), f"expected positive shares of {names}, as {example}")
     return tuple(round(part / sum(fractions), 6) for part in fractions)
 
 
+class Choice(NamedTuple):
+    """What was chosen, and the reason in one line."""
+
+    value: str
+    reason: str
+
+
+def choose_device(device: str = "auto") -> Choice:
+    """The device to compute on: CUDA, then MPS, then CPU, by capability and never by timing.
+
+    Raises:
+        ValueError: `device` was asked for by name and this machine has none.
+    """
+    import torch  # takes seconds, and modules that only need paths import this one
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    found = {"cuda": cuda, "mps": "Apple GPU" if torch.backends.mps.is_available() else "", "cpu": "no GPU was found"}
+    present = [name for name, what in found.items() if what]
+    if device == "auto":
+        return Choice(present[0], f"{present[0]}: {found[present[0]]}")
+    if device not in present:
+        raise ValueError(f"device={device!r}: this machine has {', '.join(present)}.")
+    return Choice(device, f"{device}: as asked for")
+
+
+def choose_precision(precision: str, device: str) -> Choice:
+    """The arithmetic for `device` (`cuda`, `mps` or `cpu`): bf16 where the hardware has it.
+
+    Raises:
+        ValueError: fp16 was asked for away from CUDA, where its loss scaling is not supported.
+    """
+    import torch
+
+    if precision == "fp16" and device != "cuda":
+        raise ValueError(f"precision='fp16' needs device='cuda'; on {device} use bf16 or float32.")
+    if precision != "auto":
+        return Choice(precision, f"{precision}: as asked for")
+    if device == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Choice("bf16", "bf16: this GPU computes in it") if bf16 else Choice("fp16", "fp16: this GPU has no bf16")
+    if device == "mps":
+        return Choice("float32", "float32: the safe choice on Apple GPUs")
+    # Early releases of torch that we support cannot tell; they get float32.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    found = next((name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)), "")
+    if found:
+        return Choice("bf16", f"bf16: this CPU has {found}")
+    return Choice("float32", "float32: this CPU has no bf16 instructions that torch reports")
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's global random generators."""
-    import torch  # takes seconds, and modules that only need paths import this one
+    import torch
 
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries still draw from it

@@ -7,11 +7,11 @@ import pytest
 from common import everything, small
 from PIL import Image
 
-from xray_helpers.archives import DownloadError
-from xray_helpers.dataset import make_loaders, prepare
-from xray_helpers.evaluation import evaluate_run
-from xray_helpers.facts import CheckpointError, write_about
-from xray_helpers.training import fit
+from xray_helpers.data.dataset import make_loaders, prepare_data
+from xray_helpers.evaluation.report import evaluate_run
+from xray_helpers.files import CheckpointError, DownloadError
+from xray_helpers.training.checkpoint import BEST, save_model
+from xray_helpers.training.train import train
 
 
 @pytest.fixture
@@ -20,55 +20,67 @@ def settings(tiny, tmp_path):
     return small(tmp_path / "mine", epochs=1)
 
 
-def change_an_image(settings):
-    path = settings.raw_folder / "chest_xray" / make_loaders(settings).train_set.paths[0]
-    with Image.open(path) as image:
-        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    mirrored.save(path)
+def training_image(settings):
+    data = prepare_data(settings)
+    return data.root / make_loaders(data).train_set.paths[0]
+
+
+def fingerprint(settings):
+    return prepare_data(settings).fingerprint
 
 
 @pytest.mark.fault("images that change between two steps")
 def test_images_that_changed_are_named_by_their_fingerprint(settings, capsys):
-    folder = everything(settings)
-    old = make_loaders(settings).fingerprint
-    change_an_image(settings)
+    folder, old = train(settings).folder, fingerprint(settings)
+    path = training_image(settings)
+    with Image.open(path) as image:
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(path)
     capsys.readouterr()
-    prepare(settings)
+    new = fingerprint(settings)
     assert "note: the images have changed since splits-pooled-70-15-15-seed0-" in capsys.readouterr().out
-    new = make_loaders(settings).fingerprint
     assert new != old
     with pytest.raises(CheckpointError, match=f"trained on other files: their fingerprint is {old}, .* is {new}"):
         evaluate_run(folder, "test")
     with pytest.raises(CheckpointError, match=rf"trained with another fingerprint \({old}, now {new}\)"):
-        fit(settings)
+        train(settings)
 
 
 @pytest.mark.fault("images that vanish between two steps")
 def test_images_that_vanished_are_brought_back_or_said_to_be_gone(settings, monkeypatch):
-    folder = everything(settings)
-    expected = make_loaders(settings).fingerprint
-    path = settings.raw_folder / "chest_xray" / make_loaders(settings).train_set.paths[0]
+    folder, expected = train(settings).folder, fingerprint(settings)
+    path = training_image(settings)
     path.unlink()
     with pytest.raises(DownloadError, match="data/raw/mine is not complete, .* give its path as DATA"):
         evaluate_run(folder, "test")  # a run knows its data by name only
     monkeypatch.setenv("XRAY_DATA", settings.data)
     evaluate_run(folder, "test")
     assert path.is_file()
-    assert make_loaders(settings).fingerprint == expected
+    assert fingerprint(settings) == expected
     path.unlink()
     shutil.rmtree(settings.source())
     with pytest.raises(DownloadError, match="its source mine is not there"):
         evaluate_run(folder, "test")
 
 
+@pytest.mark.slow
+@pytest.mark.fault("images that change between two steps")
+def test_a_run_that_was_judged_is_not_judged_again_on_images_that_changed(settings):
+    folder = everything(settings)
+    path = training_image(settings)
+    with Image.open(path) as image:
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(path)
+    with pytest.raises(CheckpointError, match="trained on other files"):
+        evaluate_run(folder, "test")
+
+
 @pytest.mark.fault("a checkpoint of something else")
 def test_a_model_of_another_run_in_the_folder_is_named(settings):
-    folder, other = everything(settings), fit(small(settings.data, epochs=1, image_size=64), main=False)
-    for name in ("best.safetensors", "best.json"):
-        shutil.copy(other.folder / name, folder / name)
-    with pytest.raises(CheckpointError, match="best.json tells of image_size 64, and settings.json of 32"):
-        evaluate_run(folder, "val")
-    shutil.rmtree(other.folder)
-    write_about(folder, replace(other.model.about, classes=("a", "b")))
-    with pytest.raises(CheckpointError, match=r"tells of classes \('a', 'b'\)"):
-        evaluate_run(folder, "val")
+    run, other = train(settings), train(small(settings.data, epochs=1, image_size=64), latest=False)
+    shutil.copy(other.folder / BEST, run.folder / BEST)
+    with pytest.raises(CheckpointError, match=r"best.safetensors has image_size 64, .* 32: they are of two runs"):
+        evaluate_run(run.folder, "val")
+    save_model(run.folder, run.model, replace(run.model.info, classes=("a", "b")))
+    with pytest.raises(CheckpointError, match=r"has classes \('a', 'b'\), .* \('NORMAL', 'PNEUMONIA'\)"):
+        evaluate_run(run.folder, "val")

@@ -8,6 +8,7 @@ from conftest import LONG
 COUNT = 1000 if LONG else 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "outcomes"),
     [

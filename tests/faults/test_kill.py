@@ -1,56 +1,96 @@
-"""A training run killed at random instants, and at each step of saving, ends as if nothing had happened."""
+"""A training run killed at any instant, and at each step of saving, ends as if nothing had happened."""
 
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import sys
+import time
+from multiprocessing.forkserver import ensure_running
 
 import pandas as pd
 import pytest
 from common import assert_same, small
 from conftest import LONG
+from networks import use_tiny_networks
 
 from xray_helpers import files
-from xray_helpers.checkpoint import load_model, resume
-from xray_helpers.training import fit
+from xray_helpers.training import engine
+from xray_helpers.training.checkpoint import load_model, resume
+from xray_helpers.training.train import train
 
 KILLS = 30 if LONG else 5
+EPOCHS = 3
 # A server that has imported everything forks the runs, so that the instants fall into training and not into imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["xray_helpers.training"])
+CONTEXT.set_forkserver_preload([__name__])
 
 
-def die_at(move):
-    """Kill this process at the n-th file that is saved: half of the times before it has its name, else right after."""
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_file(move):
+    """Kill this process at a file that is saved: before it has its name (even numbers, from 2), or right after."""
     real, moves = os.replace, []
 
     def replace_and_die(source, target):
         moves.append(target)
         if len(moves) == move // 2 and move % 2 == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         real(source, target)
         if len(moves) == move // 2 and move % 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     files.os.replace = replace_and_die
 
 
-def train(data, home, move=None):
+def die_at_batch(number):
+    """Kill this process in its n-th batch of training."""
+    real, batches = engine.classification_loss, []
+
+    def loss(logits, labels):
+        if logits.requires_grad:
+            batches.append(len(labels))
+            if len(batches) == number:
+                die()
+        return real(logits, labels)
+
+    engine.classification_loss = loss
+
+
+def train_until_killed(data, home, begun, move, batch):
     os.environ["XRAY_HOME"] = str(home)
-    if move is not None:
-        die_at(move)
-    fit(small(data, epochs=3))
+    use_tiny_networks()
+    if move:
+        die_at_file(move)
+    if batch:
+        die_at_batch(batch)
+    real = engine.fit
+
+    def fit(*given, **named):
+        begun.set()
+        return real(*given, **named)
+
+    train.__globals__["fit"] = fit
+    train(small(data, epochs=EPOCHS), verbose=False)
 
 
-def finished(data, home, patience=None, move=None):
-    """Train in a process of its own, killed after `patience` seconds or at a move; whether it came to its end."""
-    process = CONTEXT.Process(target=train, args=(data, home, move))
+def finished(data, home, seconds=None, move=None, batch=None):
+    """Train in a process of its own, killed so long after training began, or in a batch, or at a file that is saved.
+
+    Returns:
+        Whether it came to its end.
+    """
+    begun = CONTEXT.Event()
+    process = CONTEXT.Process(target=train_until_killed, args=(data, home, begun, move, batch))
     process.start()
-    process.join(patience)
-    if process.exitcode is None:
+    if seconds is not None:
+        begun.wait()
+        time.sleep(seconds)
         process.kill()
-        process.join()
+    process.join()
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
     return process.exitcode == 0
 
@@ -58,6 +98,9 @@ def finished(data, home, patience=None, move=None):
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
     """A run that nobody killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the server finds what it imports
+        ensure_running()
     home = tmp_path_factory.mktemp("whole")
     assert finished(tiny, home)
     (folder,) = (home / "models").glob("*-*")
@@ -76,10 +119,22 @@ def check(killed, reached):
     epoch = state["epoch"] if state else 0
     assert epoch >= reached
     if state:
-        assert load_model(killed).about.epoch >= 1
+        assert load_model(killed).info.epoch >= 1
     return epoch
 
 
+@pytest.mark.fault("killed while training")
+def test_sigkill_in_a_batch_loses_at_most_its_epoch_and_changes_nothing(tiny, tmp_path, whole, killed, record_property):
+    # Each goes on from the one before. An epoch has four batches.
+    for batch, epoch in ((2, 0), (7, 1), (4, 1), (5, 2)):
+        assert not finished(tiny, tmp_path, batch=batch)
+        assert check(killed, epoch) == epoch
+    assert finished(tiny, tmp_path)
+    assert_same(killed, whole)
+    record_property("cases", 4)
+
+
+@pytest.mark.slow
 @pytest.mark.fault("killed while training")
 def test_sigkill_at_any_instant_loses_at_most_an_epoch_and_changes_nothing(
     tiny, tmp_path, whole, killed, record_property
@@ -87,7 +142,7 @@ def test_sigkill_at_any_instant_loses_at_most_an_epoch_and_changes_nothing(
     lasting = pd.read_csv(whole / "history.csv")["seconds"].sum()
     rng, count, reached = random.Random(5), 0, 0
     while count < KILLS:
-        if finished(tiny, tmp_path, rng.uniform(0.2, 1.5 * lasting)):
+        if finished(tiny, tmp_path, seconds=rng.uniform(0, 1.5 * lasting)):
             assert_same(killed, whole)
             shutil.rmtree(killed)  # the kills that are left begin anew
             reached = 0
@@ -99,12 +154,16 @@ def test_sigkill_at_any_instant_loses_at_most_an_epoch_and_changes_nothing(
     record_property("cases", KILLS)
 
 
+# Six files of the data come first. An epoch saves its model where it is better, its state and its history; after the
+# last come the history again, settings, the calibrated model, its predictions and latest.txt.
+QUICK = (14, 17, 19)
+
+
 @pytest.mark.fault("killed while saving")
-def test_sigkill_while_saving_leaves_the_old_file_or_the_new_one(tiny, tmp_path, whole, killed, record_property):
+@pytest.mark.parametrize("moves", [QUICK, pytest.param(range(2, 70), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_sigkill_while_saving_leaves_the_old_file_or_the_new_one(tiny, tmp_path, whole, killed, record_property, moves):
     count = 0
-    # After four files of the data, the first epoch saves six (best.json twice, around the weights), later ones three or
-    # six, the end five. 21: the last state has its name, and the tables do not know of it yet.
-    for move in range(2, 60) if LONG else (4, 5, 9, 21, 26):
+    for move in moves:
         if finished(tiny, tmp_path, move=move):
             break
         count += 1
@@ -112,5 +171,5 @@ def test_sigkill_while_saving_leaves_the_old_file_or_the_new_one(tiny, tmp_path,
         assert finished(tiny, tmp_path)
         assert_same(killed, whole)
         shutil.rmtree(killed)
-    assert count >= (20 if LONG else 5)
+    assert count >= (len(QUICK) if moves is QUICK else 20)
     record_property("cases", count)

@@ -1,7 +1,6 @@
 """Notebooks run out of order, and kernels that are restarted between two cells."""
 
 import os
-import shutil
 import signal
 
 import nbformat
@@ -12,6 +11,7 @@ from run_notebooks import NotebookError, run
 
 from xray_helpers.files import project_root
 
+pytestmark = pytest.mark.slow
 NOTEBOOKS = sorted((project_root() / "notebooks").glob("[0-9]*.ipynb"))
 FILES, RUN = "FileNotFoundError.*run notebook 01 first", r"CheckpointError.*train first \(make train, or notebook 05\)"
 SAID = {"02_resplit": FILES, "03_eda": FILES, "06_evaluate": RUN, "07_checkpoints": RUN}
@@ -48,7 +48,7 @@ def play(path, home, done):
     """
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": path.parent}}
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where)
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where, shutdown_kernel="immediate")
     before = files(home)
     with client.setup_kernel():
         for number, cell in enumerate(notebook.cells):
@@ -62,13 +62,10 @@ def play(path, home, done):
 
 
 @pytest.mark.fault("kernel restarted between two cells")
-def test_a_kernel_killed_after_any_cell_that_wrote_files_is_no_loss(quick, home, request, record_property):
+def test_a_kernel_killed_after_any_cell_that_wrote_files_is_no_loss(quick, home, record_property):
     """Between two cells that write nothing, a restart finds the same files as before the first of them."""
     kills = 0
     for path in RESTARTED:
-        if path.stem.startswith("06"):  # its twins take a minute, and are killed elsewhere
-            learned = request.getfixturevalue("learned")
-            shutil.copytree(learned, home / "models" / learned.name)
         done = set()
         while (number := play(path, home, done)) is not None:
             done.add(number)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from planted import USER, environment, leaks
 
-from xray_helpers.checkpoint import latest_run
-from xray_helpers.model import build_model
+from xray_helpers.training.checkpoint import latest_run
+from xray_helpers.training.model import build_model
 
 
 @pytest.fixture
@@ -26,6 +26,8 @@ def place(tiny, tmp_path):
     return place
 
 
+@pytest.mark.slow
+@pytest.mark.real_network
 @pytest.mark.fault("secrets, user name, machine paths: a search")
 def test_no_command_writes_or_prints_a_secret_a_name_or_a_path(place, home, record_property):
     files = f"--data {place}/scans.zip --weights {place}/start.pth"

@@ -13,13 +13,14 @@ import pytest
 from common import everything, small
 
 from xray_helpers import files
-from xray_helpers.download import fetch
-from xray_helpers.facts import read_about, write_about
-from xray_helpers.training import fit
+from xray_helpers.data.download import fetch
+from xray_helpers.training.checkpoint import save_model
+from xray_helpers.training.train import train
 
 NOBODY = 65534
 
 
+@pytest.mark.slow
 @pytest.mark.fault("no network")
 def test_only_the_download_and_pretrained_weights_need_a_network(tiny, home, monkeypatch):
     def unreachable(*_, **__):
@@ -62,12 +63,12 @@ class TestReadOnly:
     @pytest.mark.parametrize("part", ["data", "models"])
     def test_it_is_named_with_what_to_do(self, open_folder, part):
         settings = small(open_folder / "source", epochs=1)
-        fit(settings)
+        model = train(settings).model
         for where, _, _ in os.walk(open_folder / "home" / part):
             Path(where).chmod(0o555)
         what = rf"the folder {part}/.* cannot be written to \(permission denied\).* set XRAY_HOME to a folder of your"
         with without_rights(), pytest.raises(PermissionError, match=what) as error:
-            fetch(settings) if part == "data" else write_about(settings.run_folder, read_about(settings.run_folder))
+            fetch(settings) if part == "data" else save_model(settings.run_folder, model, model.info)
         assert str(open_folder) not in str(error.value)
 
     @pytest.mark.fault("read-only folder")
@@ -92,6 +93,7 @@ class TestReadOnly:
             files.make_folder(tmp_path / "file")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("non-ASCII and spaced paths")
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_any_name_of_a_folder_will_do(tiny, tmp_path, monkeypatch, kind):

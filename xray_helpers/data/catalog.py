@@ -1,0 +1,257 @@
+"""Step 2: reading image files, a catalog with one row per image, and an audit of what the files hold."""
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from xray_helpers.files import FOLDERS, IMAGE_SUFFIXES, atomic_file
+
+RESIZES = ("squash", "pad", "crop")
+METHOD = Image.Resampling.BILINEAR
+
+VERSION = 2  # raised when the same files give a different catalog, so that an older cached one is not used
+MAX_MEGAPIXELS = 32
+MODES = ("L", "RGB", "1", "P", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes with one or three channels
+COLUMNS = (
+    "path", "label", "cause", "folder", "patient_fine", "patient_coarse",
+    "width", "height", "mode", "bytes", "pixel_hash", "error", "quantisation",
+)  # fmt: skip
+KAGGLE_COUNTS = {"train": 5216, "val": 16, "test": 624}  # images per folder in Kaggle's archive
+
+# The dataset numbers its patients with four independent counters, each of which stands for one cause.
+CAUSE_OF = {"bacteria": "bacterial", "virus": "viral", "IM": "normal", "NORMAL2": "normal"}
+PNEUMONIA = re.compile(r"person([0-9]+)_(bacteria|virus)_[0-9]+(?:_[0-9]+)?")
+NORMAL = re.compile(r"(?:(NORMAL2)-)?(IM)-([0-9]+)-[0-9]+(?:-[0-9]+)?")
+
+
+def read_image(path: Path, size: int, resize: str = "squash") -> NDArray[np.uint8]:
+    """Decode one file to a square gray image.
+
+    JPEG files are decoded at a half, a quarter or an eighth of their size where that is still at least `size`, which
+    is several times faster.
+
+    Args:
+        path: a file that Pillow can read, gray or colour, 8 or 16 bits per channel.
+        size: side of the result in pixels.
+        resize: `squash` changes the aspect ratio, `pad` adds black borders, `crop` cuts off both ends of the longer
+            side.
+
+    Returns:
+        uint8 (size, size).
+
+    Raises:
+        ValueError: `resize` is unknown.
+        OSError: the file cannot be decoded.
+    """
+    with Image.open(path) as image:
+        image.draft("L", (size, size))
+        if image.mode[0] in "IF":  # more than 8 bits: 0 … 65535 becomes 0 … 255
+            levels = np.asarray(image, dtype=np.float32)
+            gray = Image.fromarray((levels / (257 if levels.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+        else:
+            gray = image.convert("L")
+    return to_square(gray, size, resize)
+
+
+def to_square(gray: Image.Image, size: int, resize: str = "squash") -> NDArray[np.uint8]:
+    """Resize a gray image of any shape to a square, as `read_image` does.
+
+    Args:
+        gray: an image in Pillow's mode `L`.
+        size: side of the result in pixels.
+        resize: `squash`, `pad` or `crop`, as for `read_image`.
+
+    Returns:
+        uint8 (size, size).
+
+    Raises:
+        ValueError: `resize` is unknown.
+    """
+    if resize == "squash":
+        return np.asarray(gray.resize((size, size), METHOD, reducing_gap=2.0))
+    if resize == "pad":
+        return np.asarray(ImageOps.pad(gray, (size, size), METHOD))
+    if resize == "crop":
+        return np.asarray(ImageOps.fit(gray, (size, size), METHOD))
+    raise ValueError(f"resize={resize!r}: expected squash, pad or crop")
+
+
+def parse_name(stem: str) -> tuple[str, int] | None:
+    """Read the patient counter and the patient number from a file name of this dataset.
+
+    Args:
+        stem: the file name without its suffix, such as `person78_bacteria_378` or `NORMAL2-IM-0381-0001`.
+
+    Returns:
+        The counter (`bacteria`, `virus`, `IM` or `NORMAL2`) and the number, or None for any other name.
+    """
+    if match := PNEUMONIA.fullmatch(stem):
+        return match[2], int(match[1])
+    if match := NORMAL.fullmatch(stem):
+        return match[1] or match[2], int(match[3])
+    return None
+
+
+def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
+    """Decode every image once, completely, and describe it in one row.
+
+    Two keys group the images by patient. `patient_fine` is the counter and the number in the file name;
+    `patient_coarse` is the class and the number, which also joins different patients that share a number. An image
+    whose name follows another pattern is a group of its own under both keys.
+
+    Args:
+        root: the folder that holds `{train,val,test}/<class>/`.
+        cache: a folder where the catalog is saved, to be read back as long as no file's size or date changes.
+
+    Returns:
+        One row per image, sorted by path: path (relative to `root`, with /), label, cause (`normal`, `bacterial`,
+        `viral` or `unknown`), folder, patient_fine, patient_coarse, width and height in pixels, mode (Pillow's),
+        bytes, pixel_hash (of the gray pixels), error (`""` for a readable image, else the reason), quantisation (mean
+        step of the JPEG's luminance table, 0 for other formats).
+
+    Raises:
+        FileNotFoundError: `root` holds no images in such folders.
+    """
+    paths = sorted(
+        path.relative_to(root).as_posix()
+        for folder in FOLDERS
+        for path in (root / folder).glob("*/*")
+        if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+    )
+    if not paths:
+        raise FileNotFoundError(f"no images in {{train,val,test}}/<class>/ under {root.name}; run notebook 01 first")
+    cached = cache / f"catalog-{_listing(root, paths)}.csv" if cache else None
+    if cached and cached.is_file():
+        return pd.read_csv(cached, keep_default_na=False)
+    # Pillow decodes without holding Python's lock, so threads read on all cores.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a file becomes a row with an error
+        rows = pool.map(lambda path: _describe(root, path), paths)
+        catalog = pd.DataFrame(tqdm(rows, "reading", len(paths), leave=False, unit="image"), columns=list(COLUMNS))
+    if cached:
+        with atomic_file(cached) as partial:
+            catalog.to_csv(partial, index=False)
+    return catalog
+
+
+def _listing(root: Path, paths: list[str]) -> str:
+    """A hash of all files' names, sizes and dates, which changes whenever a file does."""
+    stats = ((path, (root / path).stat()) for path in paths)
+    return _digest([f"version {VERSION}", *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)])
+
+
+def _digest(lines: list[str]) -> str:
+    """A short hash of lines of text; file names that are not valid UTF-8 are hashed by their bytes."""
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _describe(root: Path, path: str) -> dict[str, object]:
+    """One row of the catalog."""
+    folder, label, name = path.split("/")
+    parsed = parse_name(name.rpartition(".")[0])
+    fine = f"{parsed[0]}-{parsed[1]}" if parsed else f"file-{path}"
+    return {
+        "path": path,
+        "label": label,
+        "cause": CAUSE_OF[parsed[0]] if parsed else "normal" if label == "NORMAL" else "unknown",
+        "folder": folder,
+        "patient_fine": fine,
+        "patient_coarse": f"{label}-{parsed[1]}" if parsed else fine,
+        "bytes": (root / path).stat().st_size,
+        **{"width": 0, "height": 0, "mode": "", "pixel_hash": "", "error": "", "quantisation": 0.0},
+        **_decode(root / path),
+    }
+
+
+def _decode(path: Path) -> dict[str, object]:
+    """The catalog's columns that need the file's content, or the error that its decoder meets."""
+    try:
+        with Image.open(path) as image:
+            size: dict[str, object] = {"width": image.width, "height": image.height, "mode": image.mode}
+            megapixels = image.width * image.height / 1e6
+            if megapixels > MAX_MEGAPIXELS:
+                return {**size, "error": f"{megapixels:.0f} megapixels, over {MAX_MEGAPIXELS}"}
+            if image.mode not in MODES:
+                return {**size, "error": f"{len(image.getbands())} channels ({image.mode}), not 1 or 3"}
+            table = getattr(image, "quantization", {}).get(0, [0])
+            # Where R = G = B, conversion gives exactly that gray, so an RGB copy of a gray image has the same hash.
+            pixels = image if image.mode[0] in "IF" else image.convert("L")
+            digest = hashlib.sha256(f"{image.size}".encode() + pixels.tobytes()).hexdigest()[:24]
+            return {**size, "pixel_hash": digest, "quantisation": round(sum(table) / len(table), 3)}
+    except UnidentifiedImageError:
+        return {"error": "not an image" if path.stat().st_size else "empty file"}
+    except Image.DecompressionBombError:
+        return {"error": f"over {MAX_MEGAPIXELS} megapixels"}
+    except Exception as error:  # noqa: BLE001 - on damaged files decoders raise anything; the row records what it was
+        return {"error": f"damaged: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"}
+
+
+def fingerprint(catalog: pd.DataFrame) -> str:
+    """A hash of every image's path and pixels: the same on every machine, and different once any image changes.
+
+    Args:
+        catalog: from `build_catalog`.
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    return _digest((catalog["path"] + " " + catalog["pixel_hash"] + " " + catalog["error"].ne("").astype(str)).tolist())
+
+
+def duplicates(catalog: pd.DataFrame) -> pd.DataFrame:
+    """The readable images whose exact pixels occur in more than one file.
+
+    Args:
+        catalog: from `build_catalog`.
+
+    Returns:
+        Their rows, with the copies of one image next to each other.
+    """
+    readable = catalog[catalog["error"] == ""]
+    repeated = readable[readable.duplicated("pixel_hash", keep=False)]
+    return repeated.sort_values(["pixel_hash", "path"], ignore_index=True)
+
+
+def audit(catalog: pd.DataFrame, expected: Mapping[str, int] = KAGGLE_COUNTS) -> pd.DataFrame:
+    """Check by check, what the files hold.
+
+    Args:
+        catalog: from `build_catalog`.
+        expected: images per folder; by default those of Kaggle's archive. A difference is shown and is not an error.
+
+    Returns:
+        One row per check: check, found, expected (`""` where no value is expected), note.
+    """
+    in_folder = {folder: int((catalog["folder"] == folder).sum()) for folder in FOLDERS}
+    broken, readable = catalog[catalog["error"] != ""], catalog[catalog["error"] == ""]
+    reasons = "; ".join(f"{row.path}: {row.error}" for row in broken.head(5).itertuples())
+    differ = duplicates(catalog).groupby("pixel_hash")[["patient_fine", "folder", "label"]].nunique() > 1
+    patients, folders, labels = (int(count) for count in differ.sum())
+    colour = readable.loc[readable["mode"] == "RGB", "label"].value_counts()
+    unknown = int(catalog["patient_fine"].str.startswith("file-").sum())
+    area = readable["width"] * readable["height"]
+    ends = readable.loc[[area.idxmin(), area.idxmax()]] if len(area) else readable
+    smallest, largest = [f"{row.width} × {row.height}" for row in ends.itertuples()] or ["none", "none"]
+    rows: list[tuple[str, object, object, str]] = [
+        *((f"images in {folder}", count, expected.get(folder, ""), "") for folder, count in in_folder.items()),
+        ("unreadable files", len(broken), 0, reasons),
+        ("duplicate images", len(differ), "", "the exact same pixels in more than one file"),
+        ("  of these, across patients", patients, "", "by the fine key"),
+        ("  of these, across folders", folders, 0, "would leak"),
+        ("  of these, with different labels", labels, 0, "one label must be wrong"),
+        ("images in colour mode", int(colour.sum()), "", ", ".join(f"{name} {n}" for name, n in colour.items())),
+        ("file names of an unknown pattern", unknown, "", "each counts as a patient of its own"),
+        ("smallest image", smallest, "", "by area; width × height in pixels"),
+        ("largest image", largest, "", "by area; width × height in pixels"),
+    ]
+    return pd.DataFrame(rows, columns=["check", "found", "expected", "note"])

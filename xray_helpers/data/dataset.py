@@ -1,0 +1,280 @@
+"""Everything before training, done once, and the loaders that feed a network from the image cache."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+
+from xray_helpers.data.catalog import build_catalog
+from xray_helpers.data.download import fetch
+from xray_helpers.data.image_cache import ImageCache, build_cache
+from xray_helpers.data.splits import make_splits
+from xray_helpers.data.transforms import Preprocess
+from xray_helpers.files import XrayError, print_once
+from xray_helpers.settings import Settings
+
+CLASSES = {"pneumonia": ("NORMAL", "PNEUMONIA"), "cause": ("normal", "bacterial", "viral")}
+BATCH_TIMEOUT = 120  # seconds that a loading process may take for a batch before it counts as hung
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What training and evaluation read.
+
+    Attributes:
+        settings: that it was prepared with.
+        root: the folder that the paths of the images are relative to.
+        manifest: the catalog's rows that could be decoded, with a column `split`.
+        classes: names in the order of their numbers.
+        cache: the decoded images.
+    """
+
+    settings: Settings
+    root: Path
+    manifest: pd.DataFrame
+    classes: tuple[str, ...]
+    cache: ImageCache
+
+    @property
+    def target(self) -> str:
+        """The manifest's column with the class names, `label` or `cause`."""
+        return self.settings.target
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the images' places and pixels."""
+        return self.cache.fingerprint
+
+
+def prepare_data(settings: Settings) -> PreparedData:
+    """Everything before training, once: the files, the catalog, the split, the image cache.
+
+    What was made before is read back, so that a second call takes a second or two.
+
+    Raises:
+        DownloadError, LeakError, ValueError, OSError: as the steps do; ValueError also where the data does not fit
+            the task.
+    """
+    root = fetch(settings)
+    catalog = build_catalog(root, settings.processed_folder)
+    broken = catalog[catalog["error"] != ""]
+    if len(broken):
+        names = "; ".join(f"{row.path}: {row.error}" for row in broken.head(5).itertuples())
+        print_once(f"left out, since unreadable: {len(broken)} files ({names}{' …' if len(broken) > 5 else ''})")
+    manifest = make_splits(settings, catalog)
+    cache = build_cache(root, catalog, settings.processed_folder, settings.image_size, settings.resize)
+    manifest = manifest[~manifest["path"].isin(cache.left_out)].reset_index(drop=True)
+    return PreparedData(settings, root, manifest, class_names(manifest, settings.task), cache)
+
+
+def class_names(manifest: pd.DataFrame, task: str) -> tuple[str, ...]:
+    """The classes of a task, in the order of their numbers: for `pneumonia` and `cause` fixed, for `folders` sorted.
+
+    Raises:
+        ValueError: the data has other classes than the task.
+    """
+    column = "cause" if task == "cause" else "label"
+    found = sorted(manifest[column].unique())
+    classes = CLASSES.get(task, tuple(found))
+    others = [name for name in found if name not in classes]
+    if others:
+        example = manifest.loc[manifest[column] == others[0], "path"].iloc[0]
+        raise ValueError(
+            f"task={task!r} knows {', '.join(classes)}, and this data has {', '.join(others)} too, such as {example}. "
+            "Use task='folders' for one class per folder."
+        )
+    if len(found) < 2:
+        raise ValueError(f"task={task!r} needs two classes or more, and this data has only {', '.join(found)}")
+    return classes
+
+
+class XrayDataset(Dataset[tuple[Tensor, Any]]):
+    """The images of one split, from the cache, each with the number of its class.
+
+    Args:
+        manifest: rows with the columns path, split and `target`.
+        cache: from `build_cache`.
+        split: `train`, `val` or `test`.
+        classes: names in the order of their numbers.
+        target: the column with the class names, `label` or `cause`.
+
+    Raises:
+        ValueError: the manifest has no such split, or a class that is not among `classes`.
+        KeyError: an image is not in the cache.
+    """
+
+    def __init__(
+        self, manifest: pd.DataFrame, cache: ImageCache, split: str, classes: Sequence[str], target: str = "label"
+    ) -> None:
+        rows = manifest[manifest["split"] == split]
+        if rows.empty:
+            raise ValueError(f"split={split!r}: this manifest has {', '.join(sorted(manifest['split'].unique()))}")
+        unknown = sorted(set(rows[target]) - set(classes))
+        if unknown:
+            raise ValueError(f"class {unknown[0]!r} in {split} is not one of {', '.join(classes)}")
+        self.cache, self.split, self.classes = cache, split, tuple(classes)
+        self.paths = rows["path"].tolist()
+        self.rows = cache.find(self.paths)  # (N,)
+        self.labels = torch.tensor([self.classes.index(name) for name in rows[target]])  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Any]:
+        """One image, uint8 (1, S, S), and the number of its class; or for a list of indices a whole batch.
+
+        A batch is uint8 (B, 1, S, S) and int64 (B,), read at once: a `DataLoader` asks for it with `batch_size=None`
+        and a `BatchSampler` as its sampler, and then has nothing to stack.
+        """
+        images = torch.from_numpy(np.array(self.cache.images[self.rows[index]])).unsqueeze(-3)
+        return images, self.labels[index] if isinstance(index, Sequence) else int(self.labels[index])
+
+    def counts(self) -> dict[str, int]:
+        """Class → images."""
+        return {name: int((self.labels == number).sum()) for number, name in enumerate(self.classes)}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {count:,}" for name, count in self.counts().items())
+        return f"XrayDataset({self.split}: {len(self):,} images of {self.cache.size} × {self.cache.size}; {counts})"
+
+
+class EpochSampler(Sampler[int]):
+    """A random order that depends on the seed and the epoch alone, so that a resumed run sees what it would have seen.
+
+    Each pass takes the next epoch's order; `set_epoch` goes to a certain one.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next pass, counted from 0."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        self.epoch += 1
+        return iter(order.tolist())
+
+    def __len__(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Loaders of whole batches: images uint8 (B, 1, S, S), class numbers int64 (B,).
+
+    Attributes:
+        train: shuffled, in batches of full size.
+        val: in the manifest's order, with the last, smaller batch.
+        classes: names in the order of their numbers.
+        preprocess: turns a batch into a network's input.
+        fingerprint: of the images.
+        data_name: name of the dataset.
+    """
+
+    train: DataLoader[Any]
+    val: DataLoader[Any]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    fingerprint: str
+    data_name: str
+    _test: DataLoader[Any] | None = None
+
+    @property
+    def test(self) -> DataLoader[Any]:
+        """The test split, as `val`; there only when `make_loaders` was asked for it."""
+        if self._test is None:
+            raise ValueError("the test split is closed; evaluation opens it with make_loaders(data, test=True)")
+        return self._test
+
+    @property
+    def train_set(self) -> XrayDataset:
+        """The dataset behind `train`."""
+        return cast(XrayDataset, self.train.dataset)
+
+    @property
+    def val_set(self) -> XrayDataset:
+        """The dataset behind `val`."""
+        return cast(XrayDataset, self.val.dataset)
+
+    @property
+    def test_set(self) -> XrayDataset:
+        """The dataset behind `test`."""
+        return cast(XrayDataset, self.test.dataset)
+
+
+def make_loaders(
+    data: PreparedData,
+    batch_size: int = 32,
+    seed: int = 0,
+    workers: int = 0,
+    manifest: pd.DataFrame | None = None,
+    test: bool = False,
+) -> Loaders:
+    """The loaders of a run.
+
+    Args:
+        data: from `prepare_data`.
+        batch_size: images per batch.
+        seed: of the order of the training images.
+        workers: processes that load images; 0 loads in the main process.
+        manifest: rows with a split of your own, in place of `data.manifest`.
+        test: open the test split too; for evaluation only.
+
+    Raises:
+        ValueError: a split is missing or lacks a class.
+    """
+    manifest = data.manifest if manifest is None else manifest
+
+    def load(split: str) -> DataLoader[Any]:
+        dataset = XrayDataset(manifest, data.cache, split, data.classes, data.target)
+        missing = [name for name, count in dataset.counts().items() if not count]
+        if missing:
+            raise ValueError(f"{split} has no image of {', '.join(missing)}: use another SPLIT or FRACTIONS")
+        train = split == "train"
+        order = EpochSampler(len(dataset), seed) if train else SequentialSampler(dataset)
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the dataset gives whole batches
+            sampler=BatchSampler(order, batch_size, drop_last=train and len(dataset) >= batch_size),
+            # Without one of its own, a loader would draw from the global generator, and shift what comes after.
+            generator=torch.Generator().manual_seed(seed),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            timeout=BATCH_TIMEOUT if workers else 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    preprocess = Preprocess(data.cache.size, data.cache.resize)
+    opened = load("test") if test else None
+    name = data.settings.data_name
+    return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, opened)
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Say plainly what PyTorch says of its loading processes in terms of its own code.
+
+    Raises:
+        XrayError: one was killed, or gave no batch in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        if "DataLoader worker" not in message and "DataLoader timed out" not in message:
+            raise
+        hung = "timed out" in message
+        what = f"gave no batch for {BATCH_TIMEOUT} s" if hung else "was killed, often since memory ran out"
+        raise XrayError(
+            f"A process that loads images {what}. Set WORKERS to fewer, or to 0 to load in the main process; finished "
+            "epochs are kept, and the next run continues from there."
+        ) from None

@@ -1,0 +1,188 @@
+"""Every image decoded once to the training size, in one array that is mapped from disk."""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from xray_helpers.data.catalog import RESIZES, fingerprint, read_image
+from xray_helpers.files import atomic_file, check_disk, make_folder
+
+VERSION = 1  # raised when the same files give other pixels
+BLOCK = 64  # images that are decoded before the next ones begin, so that memory does not grow with their number
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Decoded images, read from disk as they are used; pickled, it is as small as its list of paths.
+
+    Attributes:
+        file: the array's file.
+        size: side of the images in pixels.
+        resize: how they became square.
+        rows: path → row of the array.
+        left_out: path → why this image could not be decoded.
+        fingerprint: of the catalog that it was built from.
+        checksum: CRC-32 of the file.
+        seconds: that decoding took, where it is known.
+    """
+
+    file: Path
+    size: int
+    resize: str
+    rows: dict[str, int]
+    left_out: dict[str, str]
+    fingerprint: str
+    checksum: int
+    seconds: float | None = field(default=None, compare=False)
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """All images, uint8 (N, S, S), mapped from disk and read-only."""
+        images: NDArray[np.uint8] = np.load(self.file, mmap_mode="r")
+        if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size):
+            raise ValueError(f"{self.file.name} holds {images.dtype} {images.shape}, not uint8 (N, {self.size}, …)")
+        return images
+
+    def read(self, paths: Sequence[str]) -> NDArray[np.uint8]:
+        """Copies of some images, uint8 (n, S, S), in the order asked for.
+
+        Raises:
+            KeyError: an image is not in this cache.
+        """
+        return np.asarray(self.images[self.find(paths)])
+
+    def find(self, paths: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of some images, (n,).
+
+        Raises:
+            KeyError: an image is not in this cache; the message names it.
+        """
+        missing = [path for path in paths if path not in self.rows]
+        if missing:
+            reason = self.left_out.get(missing[0], "it is not one of the files that the cache was built from")
+            raise KeyError(f"{len(missing)} images are not in {self.file.name}, such as {missing[0]}: {reason}")
+        return np.array([self.rows[path] for path in paths], dtype=np.int64)
+
+    def __repr__(self) -> str:
+        return f"ImageCache({len(self.rows):,} images, uint8 {self.size} × {self.size}, {self.resize})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "images"}
+
+
+def build_cache(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resize: str = "squash") -> ImageCache:
+    """Decode every readable image of a catalog to `folder`, unless that was done before.
+
+    Threads decode, into a temporary file that takes its name when it is complete. The name carries
+    the catalog's fingerprint, so that other images make another cache; one that was cut or changed on disk is rebuilt.
+
+    Args:
+        root: the folder that the catalog's paths are relative to.
+        catalog: from `build_catalog`, or any rows of it.
+        folder: where the cache lies, such as `Settings.processed_folder`.
+        size: side in pixels.
+        resize: `squash`, `pad` or `crop`, as for `read_image`.
+
+    Returns:
+        The cache. One line is printed when it was built, and one for each image that could not be decoded.
+
+    Raises:
+        ValueError: an unknown way to resize, or no image that can be decoded.
+        FileNotFoundError: an image is gone since the catalog was made.
+        OSError: the disk is too small.
+    """
+    if resize not in RESIZES:
+        raise ValueError(f"resize={resize!r}: expected {', '.join(RESIZES)}")
+    paths, kind = catalog.loc[catalog["error"] == "", "path"].tolist(), f"images-{resize}-{size}"
+    if not paths:
+        raise ValueError("the catalog holds no readable image")
+    file = make_folder(folder) / f"{kind}-{fingerprint(catalog)}-v{VERSION}.npy"
+    with FileLock(folder / ".images.lock"):
+        cache = _open(file)
+        if cache is None:
+            for leftover in folder.glob(".images-*.partial*"):  # of a process that was killed
+                leftover.unlink()
+            cache = _build(root, paths, file, size, resize, fingerprint(catalog))
+            for old in folder.glob(f"{kind}-*"):  # of earlier versions of these files
+                if old.stem != file.stem:
+                    old.unlink()
+    return cache
+
+
+def _open(file: Path) -> ImageCache | None:
+    """The cache in this file, if it is whole and unchanged; None otherwise, with the reason printed."""
+    index = file.with_suffix(".json")
+    if not (file.is_file() and index.is_file()):
+        return None
+    try:
+        cache = ImageCache(file=file, **json.loads(index.read_text(encoding="utf-8")))
+        if _checksum(file) == cache.checksum and len(cache.images) >= len(cache.rows):
+            return cache
+        reason = "its checksum does not match"
+    except (ValueError, TypeError, OSError) as error:
+        reason = str(error)
+    print(f"{file.name} cannot be used ({reason}) and is rebuilt")
+    return None
+
+
+def _checksum(file: Path) -> int:
+    """CRC-32 of a file, read in pieces."""
+    value = 0
+    with open(file, "rb") as source:
+        while piece := source.read(1 << 24):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, catalog: str) -> ImageCache:
+    """Decode all images; first the array takes its name, then the index with its checksum."""
+    start, left_out = time.perf_counter(), {}
+    check_disk(file.parent, len(paths) * size * size, "the image cache")
+
+    def decode(path: str) -> NDArray[np.uint8] | str:
+        try:
+            return read_image(root / path, size, resize)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; the row stays black
+            return str(error) or type(error).__name__
+
+    with atomic_file(file) as partial:
+        # Threads are enough: Pillow lets go of Python's lock while it decodes and resizes.
+        with open(partial, "wb") as target, ThreadPoolExecutor(os.cpu_count()) as pool:
+            shape = (len(paths), size, size)
+            np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for first in tqdm(range(0, len(paths), BLOCK), "decoding", leave=False, unit="block"):
+                block = paths[first : first + BLOCK]
+                for path, image in zip(block, pool.map(decode, block), strict=True):
+                    if isinstance(image, str):
+                        left_out[path] = image
+                    target.write(bytes(size * size) if isinstance(image, str) else image.tobytes())
+        if len(left_out) == len(paths):
+            raise ValueError(
+                f"none of {len(paths):,} images could be decoded, such as {paths[0]}: {left_out[paths[0]]}"
+            )
+        checksum = _checksum(partial)
+    rows = {path: row for row, path in enumerate(paths) if path not in left_out}
+    seconds = round(time.perf_counter() - start, 3)
+    cache = ImageCache(file, size, resize, rows, left_out, catalog, checksum, seconds)
+    with atomic_file(file.with_suffix(".json")) as partial:
+        content = {name: value for name, value in asdict(cache).items() if name != "file"}
+        partial.write_text(json.dumps(content, indent=0), encoding="utf-8")
+    print(f"{file.name}: {len(rows):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")
+    for path, error in left_out.items():
+        print(f"left out: {path}: {error}")
+    return cache

@@ -1,0 +1,176 @@
+"""What can be predicted without looking at the lungs: from the file, from the border, or from a blurred glance.
+
+A network uses whatever separates the classes. If the size of a file does, the network may learn the scanner and not the
+disease (Geirhos et al. 2020, "Shortcut learning in deep neural networks"). Each audit trains a small model on one kind
+of feature, cross-validated by patient, and reports how well it does.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from scipy.stats import rankdata
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from xray_helpers.metrics.metrics import auc_interval
+
+Images = NDArray[np.uint8]  # (N, S, S)
+FOLDS = 5
+FRAME = 0.10  # the outer share of each side that counts as border; burned-in letters lie within it
+COLUMNS = ["features", "auc", "low", "high", "n", "meaning", "remedy"]
+
+# For each set of features: what it means if they predict the class, and how to keep that from a network.
+ADVICE = pd.read_csv(Path(__file__).with_name("shortcut_advice.csv"), index_col="features")
+
+
+def cross_validated_auc(features: ArrayLike, truth: pd.Series, patients: pd.Series, seed: int = 0) -> dict[str, float]:
+    """How well gradient boosting predicts the class from these features, by patient-grouped cross-validation.
+
+    Args:
+        features: (N, F).
+        truth: class names, (N,).
+        patients: the patient of each image, (N,); a patient is never in two folds.
+        seed: seed of the folds, the model and the bootstrap.
+
+    Returns:
+        value, low and high of the AUC over all held-out predictions (for more than two classes, the mean of
+        one-versus-rest); low and high bound the 95% interval over patients.
+
+    Raises:
+        ValueError: fewer than two classes, or a class with too few patients to be in every fold.
+    """
+    table, (number, classes) = np.asarray(features, dtype=float), pd.factorize(truth, sort=True)
+    fewest = patients.groupby(truth).nunique().min()
+    if len(classes) < 2 or fewest < FOLDS:
+        raise ValueError(f"the audit needs two classes of at least {FOLDS} patients each; the smallest has {fewest}")
+    if (table == table[0]).all():  # constant features predict nothing
+        return {"value": 0.5, "low": 0.5, "high": 0.5}
+    scores = np.zeros((len(table), len(classes)))
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(table, number, patients)
+    # One thread: on a busy machine, threads that wait for each other after every small step take minutes for seconds.
+    with threadpool_limits(1, user_api="openmp"):
+        for train, held_out in tqdm(folds, "cross-validating", FOLDS, leave=False, unit="fold"):
+            model = HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed)
+            found = model.fit(table[train], number[train]).predict_proba(table[held_out])
+            # Ranks within the fold: folds differ a little in prevalence, which would otherwise count as skill.
+            scores[np.ix_(held_out, model.classes_)] = rankdata(found, axis=0) / len(held_out)
+    return auc_interval(number, scores[:, 1] if len(classes) == 2 else scores, patients, seed=seed)
+
+
+def file_shortcuts(catalog: pd.DataFrame, target: str = "label", seed: int = 0) -> pd.DataFrame:
+    """Predict the class from facts about the file alone.
+
+    Args:
+        catalog: readable rows of a catalog or manifest; leave the test split out.
+        target: the column to predict, `label` or `cause`.
+        seed: seed of the folds, the model and the bootstrap.
+
+    Returns:
+        One row per fact, one for all facts of the header together (all but bytes per pixel) and one for all facts:
+        features, auc, low and high (95% over patients), n (images), meaning, remedy.
+
+    Raises:
+        ValueError: as `cross_validated_auc`.
+    """
+    width, height = catalog["width"], catalog["height"]
+    facts = pd.DataFrame({"width": width, "height": height, "aspect": width / height, "area": width * height})
+    facts["quantisation"], facts["colour mode"] = catalog["quantisation"], catalog["mode"] == "RGB"
+    facts["bytes per pixel"] = catalog["bytes"] / facts["area"]
+    sets = {name: facts[[name]] for name in facts}
+    sets |= {"file header": facts.drop(columns="bytes per pixel"), "all file facts": facts}
+    return _audit(sets, catalog, target, seed)
+
+
+def border_shortcut(images: Images, rows: pd.DataFrame, target: str = "label", seed: int = 0) -> pd.DataFrame:
+    """Predict the class from the image's outer frame and corners alone.
+
+    Args:
+        images: uint8 (N, S, S).
+        rows: the catalog rows of these images, in the same order.
+        target: the column to predict, `label` or `cause`.
+        seed: seed of the folds, the model and the bootstrap.
+
+    Returns:
+        One row, as from `file_shortcuts`.
+
+    Raises:
+        ValueError: as `cross_validated_auc`.
+    """
+    return _audit({"border": border_features(images)}, rows, target, seed)
+
+
+def border_features(images: Images) -> NDArray[np.float64]:
+    """Mean and maximum of each cell in the outer frame of a 20×20 grid.
+
+    Args:
+        images: uint8 (N, S, S).
+
+    Returns:
+        (N, 2 × cells): the means of all cells, then the maxima.
+    """
+    edge = round(20 * FRAME)
+    frame = np.pad(np.zeros((20 - 2 * edge,) * 2, dtype=bool), edge, constant_values=True)
+    outer = _grid(images, 20)[:, frame]  # (N, cells, pixels)
+    return np.concatenate([outer.mean(axis=2), outer.max(axis=2)], axis=1)
+
+
+def thumbnail_baseline(images: Images, rows: pd.DataFrame, target: str = "label", seed: int = 0) -> pd.DataFrame:
+    """Predict the class from an 8×8 thumbnail, and from the histogram of gray levels: a floor for any model.
+
+    Args:
+        images: uint8 (N, S, S).
+        rows: the catalog rows of these images, in the same order.
+        target: the column to predict, `label` or `cause`.
+        seed: seed of the folds, the model and the bootstrap.
+
+    Returns:
+        Two rows, as from `file_shortcuts`.
+
+    Raises:
+        ValueError: as `cross_validated_auc`.
+    """
+    thumbnails = _grid(images, 8).mean(axis=3).reshape(len(images), -1)  # (N, 64)
+    histograms = np.stack([np.histogram(image, bins=32, range=(0, 256))[0] for image in images])  # (N, 32)
+    return _audit({"8×8 thumbnail": thumbnails, "intensity histogram": histograms}, rows, target, seed)
+
+
+def as_decoded(images: Images, rows: pd.DataFrame) -> pd.DataFrame:
+    """The catalog rows as they would be if all decoded images were saved in the same way.
+
+    `file_shortcuts` of these rows shows which facts about the file survive decoding.
+
+    Args:
+        images: uint8 (N, S, S), decoded to one size.
+        rows: the catalog rows of these images, in the same order.
+
+    Returns:
+        A copy of `rows` with width, height, mode, quantisation and bytes changed.
+    """
+    saved = [io.BytesIO() for _ in images]
+    for image, buffer in zip(images, saved, strict=True):
+        Image.fromarray(image).save(buffer, "JPEG", quality=90)
+    same = {"width": images.shape[2], "height": images.shape[1], "mode": "L", "quantisation": 0.0}
+    return rows.assign(**same, bytes=[buffer.tell() for buffer in saved])
+
+
+def _grid(images: Images, cells: int) -> NDArray[np.float64]:
+    """The pixels of each cell of a `cells` × `cells` grid, (N, cells, cells, pixels per cell); the rest is cut off."""
+    step = images.shape[1] // cells
+    grid = images[:, : step * cells, : step * cells].reshape(len(images), cells, step, cells, step)
+    return grid.transpose(0, 1, 3, 2, 4).reshape(len(images), cells, cells, step * step).astype(float)
+
+
+def _audit(sets: dict[str, ArrayLike], rows: pd.DataFrame, target: str, seed: int) -> pd.DataFrame:
+    """One row per set of features."""
+    found = []
+    for name, features in sets.items():
+        auc = cross_validated_auc(features, rows[target], rows["patient_coarse"], seed)
+        advice = ADVICE.loc[name] if auc["low"] > 0.5 else ("no reliable signal here", "none needed")
+        found.append((name, auc["value"], auc["low"], auc["high"], len(rows), *advice))
+    return pd.DataFrame(found, columns=COLUMNS)

@@ -1,0 +1,243 @@
+"""Step 3: divide the patients into train, val and test, save the result, and show that nothing leaks."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from xray_helpers.data.catalog import fingerprint
+from xray_helpers.files import LeakError, atomic_file, print_once
+from xray_helpers.settings import FRACTIONS, Settings, check_fractions
+
+SPLITS = ("train", "val", "test")
+KEY = {"pooled": "coarse", "official": "fine", "blocked": "fine"}  # the key by which each strategy separates patients
+COLUMN = {"fine": "patient_fine", "coarse": "patient_coarse", "pixels": "pixel_hash"}  # what each key compares
+
+
+def resplit(
+    catalog: pd.DataFrame, strategy: str = "pooled", seed: int = 0,
+    fractions: Sequence[float] | None = None, ends: tuple[str, str] = ("test", "val"),
+) -> pd.DataFrame:  # fmt: skip
+    """Assign every readable image to a split, so that no patient and no exact copy of an image is in two splits.
+
+    `pooled` divides all patients at random, stratified by label and cause and grouped by the coarse key. `official`
+    keeps Kaggle's test folder whole and divides the other images in the same way; images that share a fine-key patient
+    or exact pixels with the test folder are left out. `blocked` holds out the lowest and the highest patient numbers of
+    each counter, grouped by the fine key; it is neither random nor stratified.
+
+    Args:
+        catalog: from `build_catalog`.
+        strategy: `pooled`, `official` or `blocked`.
+        seed: seed of the random order (`blocked` has none).
+        fractions: shares of the images for train, val, test (`official`: train, val); by default 70/15/15 (90/10).
+        ends: for `blocked`, the split that gets the lowest patient numbers and the one that gets the highest.
+
+    Returns:
+        The catalog's readable rows, sorted by path, with a column `split`. Prints a note for each share that could not
+        be met.
+
+    Raises:
+        ValueError: the strategy is unknown, the shares are impossible, no image is readable, `official` finds no test
+            folder, or `blocked` finds no patient numbers.
+    """
+    if strategy not in FRACTIONS:
+        raise ValueError(f"strategy={strategy!r}: expected one of {', '.join(FRACTIONS)}")
+    shares = dict(zip(SPLITS, check_fractions(fractions or FRACTIONS[strategy], strategy), strict=False))
+    manifest = catalog[catalog["error"] == ""].sort_values("path", ignore_index=True)
+    if manifest.empty:
+        raise ValueError("the catalog holds no readable image")
+    if strategy == "blocked":
+        manifest = _blocked(manifest, shares, ends)
+    else:
+        manifest = (_official if strategy == "official" else _pooled)(manifest, shares, seed)
+    for note in unmet(manifest, shares):
+        print(f"note: {note}")
+    return manifest
+
+
+def _pooled(manifest: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.DataFrame:
+    """Distribute groups of linked images so that each split gets its share of every label and cause.
+
+    Groups come in random order, but those that are too large for the smallest split come first. Each goes to the split
+    where it brings the counts closest to their targets; the last groups of a stratum go to splits that have none of it.
+    """
+    groups = _linked(manifest, ["patient_coarse", "patient_fine", "pixel_hash"])
+    counts = pd.crosstab(groups, (manifest["label"] + " " + manifest["cause"]).to_numpy()).to_numpy(float)
+    total, waiting = counts.sum(axis=0), (counts > 0).sum(axis=0)  # images and groups still to come, (strata,)
+    target = np.array(list(shares.values()))[:, None] * total  # (splits, strata)
+    filled, chosen = np.zeros_like(target), np.zeros(len(counts), dtype=int)
+
+    # Large groups by size, then all others in random order: the sort is stable, and their key is 0.
+    size, smallest = counts.sum(axis=1), target.sum(axis=1).min()
+    shuffled = np.random.default_rng(seed).permutation(len(counts))
+    order = sorted(shuffled, key=lambda group: -size[group] * (size[group] > smallest))
+
+    for group, images in zip(order, counts[order], strict=True):
+        cost = (((filled + images - target) ** 2 - (filled - target) ** 2) / total**2).sum(axis=1)  # (splits,)
+        # A stratum is scarce if no more of its groups are to come than splits have none of it: only those get one.
+        empty = filled == 0
+        scarce = (images > 0) & (waiting <= empty.sum(axis=0))
+        cost[scarce.any() & ~empty[:, scarce.argmax()]] = np.inf
+        chosen[group] = cost.argmin()
+        filled[chosen[group]] += images
+        waiting -= images > 0
+    return manifest.assign(split=np.array(list(shares))[chosen[groups]])
+
+
+def _official(manifest: pd.DataFrame, shares: Mapping[str, float], seed: int) -> pd.DataFrame:
+    """Take Kaggle's test folder as the test split and divide the patients of the other folders."""
+    in_test = manifest["folder"] == "test"
+    if not in_test.any():
+        raise ValueError(
+            "split='official' keeps Kaggle's test folder, and this data has none: chest_xray/test/<class>/ is missing. "
+            "Use split='pooled' or 'blocked', or the whole dataset."
+        )
+    test, rest = manifest[in_test].assign(split="test"), manifest[~in_test]
+    leaks = rest["patient_fine"].isin(test["patient_fine"]) | rest["pixel_hash"].isin(test["pixel_hash"])
+    if leaks.any():
+        print(f"note: {leaks.sum()} images of train and val share a patient or exact pixels with test and are left out")
+    if leaks.all():
+        raise ValueError("split='official' finds no image to learn from outside the test folder")
+    return pd.concat([_pooled(rest[~leaks], shares, seed), test]).sort_values("path", ignore_index=True)
+
+
+def _blocked(manifest: pd.DataFrame, shares: Mapping[str, float], ends: tuple[str, str]) -> pd.DataFrame:
+    """Hold out the two ends of each patient counter; images without a patient number stay in train."""
+    if sorted(ends) != ["test", "val"]:
+        raise ValueError(f"ends={ends!r}: expected ('test', 'val') or ('val', 'test')")
+    case = manifest["patient_fine"].str.extract(r"^(?P<counter>bacteria|virus|IM|NORMAL2)-(?P<number>[0-9]+)$")
+    unnumbered = case["number"].isna()
+    lacking = unnumbered.groupby(manifest["label"]).all()
+    if lacking.any():
+        raise ValueError(f"'blocked' needs patient numbers; no name in {lacking.idxmax()} has one: use split='pooled'")
+    if unnumbered.any():
+        print(f"note: {unnumbered.sum()} images without a patient number stay in train")
+
+    # Each patient's place in its counter, from 0 to 1: the share of images before the middle of the patient's own.
+    number = case["number"].astype(float).groupby(case["counter"])
+    place = (number.rank() - 0.5) / number.transform("count")
+    at_ends = [place < shares[ends[0]], place > 1 - shares[ends[1]]]
+
+    # Copies of an image in two blocks move all images of their patients to the block that is held out first.
+    order = ["test", "val", "train"]
+    rank = pd.Series(np.select(at_ends, [order.index(end) for end in ends], order.index("train")))
+    first = rank.groupby(_linked(manifest, ["patient_fine", "pixel_hash"])).transform("min")
+    return manifest.assign(split=np.array(order)[first])
+
+
+def _linked(manifest: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int_]:
+    """Number the groups of rows that share a value in any column, directly or through other rows, (N,)."""
+    # A graph with a node per row and a node per value, and an edge from each row to each of its values.
+    rows = np.tile(np.arange(len(manifest)), len(columns))
+    values = pd.factorize(pd.concat([column + "=" + manifest[column] for column in columns]))[0] + len(manifest)
+    graph = sparse.csr_array((np.ones(len(rows)), (rows, values)), shape=(len(manifest) + len(rows),) * 2)
+    return np.asarray(sparse.csgraph.connected_components(graph, directed=False)[1][: len(manifest)])
+
+
+def unmet(manifest: pd.DataFrame, shares: Mapping[str, float]) -> list[str]:
+    """Say which shares could not be met.
+
+    Args:
+        manifest: rows with a column `split`.
+        shares: for each split of interest, its intended share of the images in these splits.
+
+    Returns:
+        A sentence for each share that is off by more than 2 percentage points, and for each label or cause that a
+        split lacks.
+    """
+    divided = manifest[manifest["split"].isin(list(shares))]
+    largest = divided["patient_coarse"].value_counts().max()
+    reason = f"a patient's images stay together (the largest patient has {largest} of {len(divided)})"
+    notes = []
+    for split, share in shares.items():
+        rows = divided[divided["split"] == split]
+        actual = len(rows) / len(divided)
+        if abs(actual - share) > 0.02:
+            notes.append(f"{split} holds {actual:.0%} of the images instead of {share:.0%}, since {reason}")
+        for column, ignored in (("label", set()), ("cause", {"normal", "unknown"})):
+            for missing in sorted(set(divided[column]) - set(rows[column]) - ignored):
+                patients = divided.loc[divided[column] == missing, "patient_coarse"].nunique()
+                notes.append(f"{split} has no {missing} image; the data has {patients} such patients")
+    return notes
+
+
+def leak_report(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Count what each pair of splits shares. It never raises, so that bad splits can be shown.
+
+    Args:
+        manifest: any catalog rows with a column `split`.
+
+    Returns:
+        One row per pair of splits and key (`fine`, `coarse`, `pixels`): first, second, key, shared (the number of
+        patients, or of distinct images, that are in both), and first_images and second_images, the images of each side
+        that belong to them.
+    """
+    present = sorted(set(manifest["split"]), key=lambda name: ([*SPLITS, name].index(name), name))  # others come last
+    rows = []
+    for (first, second), (key, column) in product(combinations(present, 2), COLUMN.items()):
+        one, two = (manifest.loc[manifest["split"] == name, column] for name in (first, second))
+        rows.append((first, second, key, one[one.isin(two)].nunique(), one.isin(two).sum(), two.isin(one).sum()))
+    return pd.DataFrame(rows, columns=["first", "second", "key", "shared", "first_images", "second_images"])
+
+
+def check_manifest(manifest: pd.DataFrame, key: str) -> None:
+    """Refuse splits that share a patient or exact pixels.
+
+    Args:
+        manifest: catalog rows with a column `split`.
+        key: what counts as one patient, `fine` or `coarse`.
+
+    Raises:
+        LeakError: two splits share a patient or an image; the message names one.
+        ValueError: the key is unknown.
+    """
+    if key not in ("fine", "coarse"):
+        raise ValueError(f"key={key!r}: expected fine or coarse")
+    for column, what in ((COLUMN[key], f"patients under the {key} key"), ("pixel_hash", "duplicate images")):
+        leaks = manifest[manifest.groupby(column)["split"].transform("nunique") > 1]
+        if len(leaks):
+            raise LeakError(
+                f"{leaks[column].nunique():,} {what} are in more than one split, such as {leaks['path'].iloc[0]} of "
+                f"patient {leaks['patient_fine'].iloc[0]}. Do not train on this."
+            )
+
+
+def manifest_path(settings: Settings, catalog: pd.DataFrame) -> Path:
+    """Where the split of these files is saved: the name holds strategy, shares, seed and fingerprint."""
+    shares = "-".join(f"{100 * part:g}" for part in settings.fractions)
+    name = f"splits-{settings.split}-{shares}-seed{settings.split_seed}-{fingerprint(catalog)[:8]}.csv"
+    return settings.processed_folder / name
+
+
+def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
+    """The split that the settings ask for: read back if it was saved before, otherwise made and saved.
+
+    Args:
+        settings: strategy, fractions and seed of the split, and the data's name.
+        catalog: from `build_catalog`.
+
+    Returns:
+        As `resplit`; checked for leaks in either case.
+
+    Raises:
+        LeakError: a saved manifest was edited so that it leaks.
+        ValueError: as `resplit`.
+    """
+    path = manifest_path(settings, catalog)
+    if saved := path.is_file():
+        manifest = pd.read_csv(path, keep_default_na=False)
+    else:
+        manifest = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
+    check_manifest(manifest, KEY[settings.split])
+    if not saved:
+        for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
+            print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
+        with atomic_file(path) as partial:
+            manifest.to_csv(partial, index=False)
+    what = f"{'read' if saved else 'saved'}, {len(manifest):,} images"
+    print_once(f"data/processed/{settings.data_name}/{path.name}: {what}")
+    return manifest

@@ -1,0 +1,240 @@
+"""From gray pixels to what the network sees: fixed preprocessing for every image, and random augmentation in training.
+
+Both work on whole batches, on the device of the batch.
+"""
+
+import math
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import kornia.augmentation as ka
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xray_helpers.data.catalog import RESIZES, read_image
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's weights expect
+GRAY = 0.449  # mean of IMAGENET_MEAN: what is erased becomes about 0 for the network
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns images into the network's input: the same for train, val, test and prediction, and kept with a model.
+
+    Attributes:
+        size: side of the square images in pixels.
+        resize: how a file becomes square: `squash`, `pad` or `crop`.
+        mean: mean of each of the network's three channels.
+        std: standard deviation of each channel.
+    """
+
+    size: int
+    resize: str = "squash"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize={self.resize!r}: expected {', '.join(RESIZES)}")
+        for name in ("mean", "std"):  # lists, when they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}={getattr(self, name)}: expected one number for each of three channels")
+
+    def read(self, path: Path) -> Tensor:
+        """Decode one file; uint8 (1, S, S)."""
+        return torch.tensor(read_image(path, self.size, self.resize)).unsqueeze(0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scale to 0…1, repeat to three channels, standardise.
+
+        Args:
+            images: (B, 1, S, S), uint8 of 0…255 or float of 0…1.
+
+        Returns:
+            float32 (B, 3, S, S).
+
+        Raises:
+            ValueError: images of another shape or size.
+            TypeError: images of another type of number.
+        """
+        if images.shape[1:] != (1, self.size, self.size):
+            raise ValueError(f"expected images of shape (B, 1, {self.size}, {self.size}), got {tuple(images.shape)}")
+        mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
+        # (images - mean) / std in one pass: what limits it is writing three channels to memory.
+        return torch.addcmul(-mean / std, to_unit(images), 1 / std)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Gray levels as float32 of 0…1: uint8 is divided by 255, floats are taken to be in that range.
+
+    Raises:
+        TypeError: neither uint8 nor floating point.
+    """
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
+    return images.float()
+
+
+# How far each augmentation goes: degrees of rotation to either side; shift and stretch as part of the side; exposure as
+# part of brightness and contrast; the largest gamma (the smallest is one over it); the largest blur, in pixels of a
+# side of 224; the lowest JPEG quality; the largest area and the widest frame that are erased; and the chance of each of
+# blur, JPEG, erasing and frame.
+Strength = namedtuple("Strength", "degrees shift stretch exposure gamma blur quality area frame chance")
+STRENGTHS = {
+    "light": Strength(5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25),
+    "strong": Strength(10, 0.10, 0.10, 0.2, 1.5, 2.0, 15, 0.15, 0.15, 0.5),
+}
+
+
+def augmentations(strength: str, size: int, flip: bool = False, always: bool = False) -> dict[str, nn.Module]:
+    """The random augmentations by name, in the order in which they are applied; each image gets parameters of its own.
+
+    Args:
+        strength: `none`, `light` or `strong`.
+        size: side of the images in pixels.
+        flip: mirror half of the images; off by default, since the heart has a side.
+        always: apply each to every image, for figures.
+
+    Raises:
+        ValueError: an unknown strength.
+    """
+    if strength == "none":
+        return {}
+    if strength not in STRENGTHS:
+        raise ValueError(f"augment={strength!r}: expected none, {', '.join(STRENGTHS)}")
+    s = STRENGTHS[strength]
+    chance = 1.0 if always else s.chance
+    near = (1 - s.exposure, 1 + s.exposure)
+    scale = (1 - s.stretch, 1 + s.stretch) * 2
+    blur = s.blur * size / 224  # pixels
+    sides = max(1, round(3 * blur)) * 2 + 1  # three standard deviations to either side
+    steps: dict[str, nn.Module] = {"flip": ka.RandomHorizontalFlip(p=1.0 if always else 0.5)} if flip else {}
+    return steps | {
+        "rotate, shift, stretch": ka.RandomAffine(s.degrees, (s.shift, s.shift), scale, p=1.0),
+        "brightness": ka.RandomBrightness(near, p=1.0),
+        "contrast": ka.RandomContrast(near, p=1.0),
+        "gamma": ka.RandomGamma((1 / s.gamma, s.gamma), p=1.0),
+        "blur": RandomApply(ka.RandomGaussianBlur((sides, sides), (0.2 * blur, blur), p=1.0), chance),
+        "JPEG": RandomApply(RandomJPEG(s.quality), chance),
+        "erase": RandomApply(ka.RandomErasing((0.02, s.area), (0.5, 2.0), value=GRAY, p=1.0), chance),
+        "erase frame": RandomApply(RandomFrame(s.frame), chance),
+    }
+
+
+class Augmentation(nn.Module):
+    """Random changes that leave the diagnosis as it is, for training batches; does nothing in evaluation mode.
+
+    Each image has random parameters of its own, drawn from PyTorch's global generator: after `seed_everything` the
+    same batch is changed in the same way.
+
+    Args:
+        strength: `none`, `light` or `strong`.
+        size: side of the images in pixels.
+        flip: as for `augmentations`.
+    """
+
+    def __init__(self, strength: str, size: int, flip: bool = False) -> None:
+        super().__init__()
+        self.strength, self.size, self.flip = strength, size, flip
+        self.steps = nn.Sequential(*augmentations(strength, size, flip).values())
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Change each image of a batch in its own way.
+
+        Args:
+            images: (B, 1, S, S), uint8 of 0…255 or float of 0…1.
+
+        Returns:
+            float32 (B, 1, S, S) of 0…1, which `Preprocess` takes.
+        """
+        images = to_unit(images)
+        return self.steps(images) if self.training else images
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.strength!r}, size={self.size}, flip={self.flip}"
+
+
+class RandomApply(nn.Module):
+    """Apply a step to some images of a batch, each chosen with probability `p`, and compute nothing for the others."""
+
+    def __init__(self, step: nn.Module, p: float) -> None:
+        super().__init__()
+        self.step, self.p = step, p
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) to the same."""
+        chosen = torch.nonzero(torch.rand(len(images)) < self.p).squeeze(1).to(images.device, non_blocking=True)
+        return images.index_copy(0, chosen, self.step(images[chosen])) if len(chosen) else images
+
+
+class RandomJPEG(nn.Module):
+    """The effect of JPEG compression at a random quality, so that compression no longer goes with the class."""
+
+    def __init__(self, lowest: float, highest: float = 95) -> None:
+        super().__init__()
+        self.lowest, self.highest = lowest, highest
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) to the same."""
+        return jpeg(images, _uniform(images, self.lowest, self.highest))
+
+
+class RandomFrame(nn.Module):
+    """Erase a frame of random width, where letters and collimation tell the class without the lungs."""
+
+    def __init__(self, widest: float, narrowest: float = 0.02) -> None:
+        super().__init__()
+        self.narrowest, self.widest = narrowest, widest
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) to the same."""
+        sides = [(torch.arange(side, device=images.device) + 0.5) / side for side in images.shape[2:]]
+        y, x = (torch.minimum(side, 1 - side) for side in sides)  # distance from the nearer edge, as part of the side
+        width = _uniform(images, self.narrowest, self.widest).view(-1, 1, 1, 1)
+        return torch.where(torch.minimum(y[:, None], x) >= width, images, GRAY)
+
+
+def _uniform(images: Tensor, low: float, high: float) -> Tensor:
+    """A random number for each image, (B,), drawn on the CPU so that every device sees the same ones."""
+    return torch.empty(len(images)).uniform_(low, high).to(images, non_blocking=True)
+
+
+# Luminance table of the JPEG standard, ITU-T T.81, Annex K.1.
+LUMINANCE = (
+    (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56), (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99),
+)  # fmt: skip
+
+
+def jpeg(images: Tensor, quality: Tensor) -> Tensor:
+    """Compress and decompress gray images as JPEG does, on their device: quantise the cosine transform of 8×8 blocks.
+
+    Args:
+        images: float (B, 1, H, W) of 0…1.
+        quality: float (B,) of 1…100, on the scale of the Independent JPEG Group.
+
+    Returns:
+        float (B, 1, H, W) of 0…1.
+    """
+    height, width = images.shape[2:]
+    frequency = torch.arange(8, device=images.device, dtype=images.dtype)
+    cosine = torch.cos((2 * frequency + 1) * frequency[:, None] * math.pi / 16) / 2  # (frequency, position)
+    cosine[0] /= math.sqrt(2)
+    transform = torch.kron(cosine, cosine)  # (64, 64): of a block's 8×8 pixels
+    percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
+    table = images.new_tensor(LUMINANCE).view(1, 64, 1) * percent.view(-1, 1, 1)
+    table = ((table + 50) / 100).floor().clamp(1, 255)  # (B, 64, 1)
+    padded = functional.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
+    coefficients = transform @ functional.unfold(padded, 8, stride=8)  # (B, 64, blocks)
+    coefficients.div_(table).round_().mul_(table)
+    pixels = functional.fold(transform.T @ coefficients, padded.shape[2:], 8, stride=8)
+    return pixels.add_(128).round_().clamp_(0, 255).div_(255)[:, :, :height, :width]

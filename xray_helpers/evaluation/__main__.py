@@ -1,0 +1,31 @@
+"""Command line: `python -m xray_helpers.evaluation [FOLDER]`, by default the run that `models/latest.txt` names."""
+
+import sys
+from pathlib import Path
+
+from xray_helpers.evaluation.report import METRICS, evaluate_run, load_run, write_card
+from xray_helpers.files import exit_on_error
+from xray_helpers.metrics import format_interval
+from xray_helpers.settings import Settings
+from xray_helpers.training.checkpoint import CARD, latest_run
+
+
+def main() -> None:
+    """Judge a run on validation and on test; one line each."""
+    with exit_on_error():
+        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else latest_run(Settings.from_env().home / "models")
+        model, data = load_run(folder)
+        for split in ("val", "test"):
+            found = evaluate_run(folder, split, model, data)
+            rule, at = next(iter(found["at"].items()))
+            print(
+                f"{split}: n = {found['n']:,} of {found['patients']:,} patients, {found['protocol']}; "
+                f"AUC {format_interval(found['auc'], 4)}, accuracy at {rule} {format_interval(at['accuracy'], 4)}"
+            )
+        write_card(folder)
+        description = data.settings.data_description
+        print(f"models/{folder.name}: {METRICS}, {CARD}. These are {description}. Not a medical device.")
+
+
+if __name__ == "__main__":
+    main()

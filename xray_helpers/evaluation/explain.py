@@ -1,0 +1,164 @@
+"""Where a network looks: maps of its evidence, how often they point at a lesion, and what it knows from the borders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from captum.attr import LayerGradCam
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from scipy.ndimage import binary_dilation
+from scipy.special import expit
+from torch import Tensor, nn
+from torchvision.models import ResNet
+
+from xray_helpers.data.catalog import to_square
+from xray_helpers.data.shortcuts import FRAME
+from xray_helpers.data.synthetic import draw
+from xray_helpers.data.transforms import GRAY, to_unit
+from xray_helpers.inference import run_network
+from xray_helpers.metrics import auc_interval, share_interval
+
+BATCH = 32
+CORNER = 0.2  # of the side
+PARTS = ("nothing erased", "corners erased", "frame erased", "all but the frame erased")
+
+
+def activation_maps(model: ResNet, images: Tensor, target: int = 0, block: str = "layer4") -> Tensor:
+    """What each place of an image adds to an output: Grad-CAM (Selvaraju et al. 2017), unclipped.
+
+    Between its last block and the output a ResNet only averages and multiplies. So the map is exact there: its sum and
+    the head's bias are the output (class activation mapping, Zhou et al. 2016). An earlier block gives a finer map, on
+    a scale of its own.
+
+    Args:
+        model: from `load_model`.
+        images: uint8 (N, 1, S, S).
+        target: number of the output; with one output, 0 is that of the second class.
+        block: `layer4`, or `layer3` for twice as many cells a side.
+
+    Returns:
+        float32 (N, S/32, S/32) on the CPU, for `layer3` (N, S/16, S/16), in log-odds (for more classes: in logits);
+        below 0 speaks against it.
+    """
+    method, device = LayerGradCam(model, getattr(model, block)), next(model.parameters()).device
+    batches = (model.info.preprocess(part.to(device)) for part in images.split(BATCH))
+    return torch.cat([method.attribute(batch, target=target).detach().cpu() for batch in batches]).squeeze(1)
+
+
+def enlarge(maps: Tensor, size: int) -> Tensor:
+    """Maps (N, h, w) drawn smoothly to the size of the images, (N, S, S), so that a peak may lie between two cells."""
+    return nn.functional.interpolate(maps.unsqueeze(1), (size, size), mode="bicubic").squeeze(1)
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Synthetic radiographs whose lesions are known: images uint8 (N, 1, S, S); lesions and lungs bool (N, S, S)."""
+
+    images: Tensor
+    lesions: NDArray[np.bool_]
+    lungs: NDArray[np.bool_]
+
+
+def draw_lesions(count: int, size: int, seed: int, resize: str = "squash", strength: float = 1.0) -> Lesions:
+    """Bacterial phantoms, each of another patient and without planted shortcuts.
+
+    Args:
+        count: how many.
+        size: side in pixels.
+        seed: of the drawings.
+        resize: how they become square.
+        strength: how dense the lesions are.
+    """
+    phantoms = [draw("bacterial", np.random.default_rng((seed, number)), strength=strength) for number in range(count)]
+    images, lesions, lungs = (
+        np.stack([to_square(Image.fromarray(getattr(each, name)).convert("L"), size, resize) for each in phantoms])
+        for name in ("image", "mask", "lungs")
+    )
+    return Lesions(torch.from_numpy(images).unsqueeze(1), lesions > 127, lungs > 127)
+
+
+def pointing_game(maps: Tensor, known: Lesions, grown: float = 0.05) -> dict[str, object]:
+    """How often the strongest evidence in the lungs lies in the lesion.
+
+    The pointing game of Zhang et al. 2018 ("Top-down neural attention by excitation backprop"), played inside the
+    lungs: the cells of a map are coarse, so that one at the edge may reach far outside; and the rate by chance is that
+    of a place in the lungs, too.
+
+    Args:
+        maps: from `activation_maps`, (N, h, w).
+        known: the same phantoms.
+        grown: the lesion is grown by this part of the side, since maps are coarse.
+
+    Returns:
+        n; accuracy with its 95% Wilson interval; chance: mean share of the lungs that the grown lesions cover; hits,
+        (N,).
+    """
+    size = known.lesions.shape[1]
+    inside = np.where(known.lungs, enlarge(maps, size).numpy(), -np.inf).reshape(len(maps), -1)  # (N, S * S)
+    grow = max(1, round(grown * size))
+    larger = np.stack([binary_dilation(lesion, iterations=grow) for lesion in known.lesions])
+    hits = larger.reshape(len(maps), -1)[np.arange(len(maps)), inside.argmax(axis=1)]
+    chance = ((larger & known.lungs).sum(axis=(1, 2)) / known.lungs.sum(axis=(1, 2))).mean()
+    accuracy = share_interval(int(hits.sum()), len(hits))
+    return {"n": len(maps), "accuracy": accuracy, "chance": float(chance), "hits": hits}
+
+
+def occlude(images: Tensor, part: str) -> Tensor:
+    """Paint a part of each image in the gray that the network takes for nothing.
+
+    Args:
+        images: uint8 (N, 1, S, S).
+        part: one of `PARTS`.
+
+    Returns:
+        float32 (N, 1, S, S) of 0…1.
+
+    Raises:
+        ValueError: another part.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part={part!r}: expected one of {', '.join(PARTS)}")
+    size = images.shape[-1]
+    place = (torch.arange(size) + 0.5) / size
+    edge = torch.minimum(place, 1 - place)  # distance from the nearer edge, as part of the side
+    frame = torch.minimum(edge[:, None], edge) < FRAME  # (S, S)
+    corners = torch.maximum(edge[:, None], edge) < CORNER
+    hidden = dict(zip(PARTS, (torch.zeros_like(frame), corners, frame, ~frame), strict=True))[part]
+    return torch.where(hidden, GRAY, to_unit(images))
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """Of not being of the first class, float64 (N,), from logits (N, 1) or (N, C)."""
+    if logits.shape[1] == 1:
+        return logits.squeeze(1).double()
+    return logits[:, 1:].double().logsumexp(dim=1) - logits[:, 0].double()
+
+
+def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: Sequence[object]) -> pd.DataFrame:
+    """What is left of a model's skill when corners or borders are hidden, and when only they are left.
+
+    Lungs lie inside the frame (the outer tenth of each side). A model that needs only lungs loses nothing without it,
+    and is at chance when nothing else is left.
+
+    Args:
+        model: from `load_model`; with more than two classes, what is judged is "none of the first class".
+        images: uint8 (N, 1, S, S).
+        truth: 0 or 1, (N,).
+        patients: whose image each is, (N,).
+
+    Returns:
+        One row per part: part, auc, low and high (95% over patients), moved (mean change of the log-odds, whatever its
+        sign), turned (share of decisions at 0.5 that turn).
+    """
+    rows, whole = [], np.zeros(0)
+    for part in PARTS:
+        batches = ((occlude(batch, part), None) for batch in images.split(BATCH))
+        logits = log_odds(run_network(model, batches, model.info.preprocess)).numpy()
+        whole = logits if part == PARTS[0] else whole
+        auc = auc_interval(truth, expit(logits), patients)
+        moved, turned = np.abs(logits - whole).mean(), ((logits >= 0) != (whole >= 0)).mean()
+        rows.append((part, auc["value"], auc["low"], auc["high"], float(moved), float(turned)))
+    return pd.DataFrame(rows, columns=["part", "auc", "low", "high", "moved", "turned"])

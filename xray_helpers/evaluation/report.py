@@ -1,0 +1,182 @@
+"""Judging a finished run: predictions, `metrics.json`, the model card. The only place that opens the test split."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from torch import nn
+
+from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data, worker_errors
+from xray_helpers.files import CheckpointError, atomic_file
+from xray_helpers.inference import Transform, prediction_table, run_network
+from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval
+from xray_helpers.settings import Settings, choose_device, choose_precision
+from xray_helpers.training.checkpoint import CARD, ModelInfo, load_model
+
+METRICS = "metrics.json"
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "accelerate", "kornia")
+
+
+def run_settings(folder: Path) -> Settings:
+    """The settings that a run was trained with, for reading its data; where that lies, the environment may say.
+
+    Raises:
+        CheckpointError: `settings.json` is missing or damaged.
+    """
+    try:
+        values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        given = Settings.from_env()
+        data = given.data if given.data_name == values["data"] else values["data"]
+        # The weights that training began with are not needed any more, and may be gone.
+        return Settings(**{**values, "data": data, "weights": "none", "device": "auto", "precision": "auto"})
+    except (FileNotFoundError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder.name}/settings.json cannot be read ({error}); train again") from None
+
+
+def load_run(folder: str | Path) -> tuple[Any, PreparedData]:
+    """A finished run's best model, on the device that is there, and the data that it was trained on.
+
+    Raises:
+        CheckpointError: the run is not finished; its images changed or are others; or its files are of two runs.
+        XrayError, ValueError, OSError: as `prepare_data`.
+    """
+    folder = Path(folder)
+    model: Any = load_model(folder, choose_device().value)
+    data = prepare_data(run_settings(folder))
+    check_run(folder, model.info, data)
+    return model, data
+
+
+def check_run(folder: Path, info: ModelInfo, data: PreparedData) -> None:
+    """Refuse to judge a model on other images than it was trained on, or in a folder of another run.
+
+    Raises:
+        CheckpointError: the images changed or are others; or the model and `settings.json` are of different runs.
+    """
+    if data.fingerprint != info.fingerprint:
+        raise CheckpointError(
+            f"{folder.name} was trained on other files: their fingerprint is {info.fingerprint}, and that of "
+            f"data/raw/{data.settings.data_name} is {data.fingerprint}. Bring the old files back, or train again."
+        )
+    pairs: dict[str, tuple[object, object]] = {"classes": (info.classes, data.classes)}
+    if info.preprocess:
+        pairs["image_size"] = (info.preprocess.size, data.cache.size)
+    if (folder / "settings.json").is_file():  # not there for networks of the caller's own
+        settings = run_settings(folder)
+        pairs["arch"] = (info.arch, settings.arch)
+        for name in ("split", "fractions", "split_seed"):  # in another split, test holds images of this training
+            pairs[name] = (getattr(settings, name), getattr(data.settings, name))
+    for name, (saved, prepared) in pairs.items():
+        if saved != prepared:
+            raise CheckpointError(
+                f"{folder.name}/best.safetensors has {name} {saved}, its settings or data have {prepared}: they "
+                "are of two runs. Copy the folder again, or train again."
+            )
+
+
+def evaluate_run(
+    folder: str | Path,
+    split: str = "test",
+    model: nn.Module | None = None,
+    data: PreparedData | None = None,
+    preprocess: Transform | None = None,
+) -> dict[str, Any]:
+    """Predict a split with a run's best model, in float32, and judge it; writes the predictions and `metrics.json`.
+
+    Args:
+        folder: of a finished run.
+        split: `val` or `test`.
+        model: from `load_model` or `Run.model`, for a run of a network of your own; read from the folder when None.
+        data: from `prepare_data`; prepared as `settings.json` says when None.
+        preprocess: for a run with preprocessing of your own, the function that it was trained with.
+
+    Returns:
+        What `metrics.json` holds for this split, as from `metrics.evaluate`.
+
+    Raises:
+        CheckpointError: the run is not finished, or was trained on other images.
+        ValueError: another split, or preprocessing of the caller's own that is not given.
+    """
+    if split not in ("val", "test"):
+        raise ValueError(f"split={split!r}: expected val or test")
+    folder = Path(folder)
+    network: Any = model or load_model(folder, choose_device().value)
+    data, info = data or prepare_data(run_settings(folder)), network.info
+    check_run(folder, info, data)
+    preprocess = preprocess or info.preprocess
+    if preprocess is None:
+        raise ValueError(f"{folder.name} was trained with preprocessing of your own: pass the function as preprocess=")
+
+    # Predict in float32, and keep the predictions.
+    loaders = make_loaders(data, test=split == "test")
+    loader, dataset = (loaders.test, loaders.test_set) if split == "test" else (loaders.val, loaders.val_set)
+    with worker_errors():
+        logits = run_network(network.eval(), loader, preprocess)
+    table = prediction_table(dataset.paths, dataset.labels, logits, info.classes, info.calibration)
+    with atomic_file(folder / f"predictions-{split}.csv") as partial:
+        table.to_csv(partial, index=False)
+
+    # Judge them, with intervals over patients.
+    patients = data.manifest.set_index("path").loc[dataset.paths, "patient_coarse"]
+    probability = table["probability"] if info.num_outputs == 1 else table.iloc[:, 2:]
+    judged = evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
+    found = {"protocol": f"{data.settings.split} split, patients apart", **judged}
+    if info.num_outputs == 1:
+        found["calibrated"] = calibration(table["truth"], table["calibrated"], Bootstrap(patients))
+    _write_metrics(folder, split, found, info, data)
+    return found
+
+
+def _write_metrics(folder: Path, split: str, found: dict[str, Any], info: ModelInfo, data: PreparedData) -> None:
+    """Put a split's numbers into `metrics.json`, beside those of the other split, and what they depend on."""
+    file, settings = folder / METRICS, folder / "settings.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"val": {}, "test": {}}
+    saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else data.settings.without_paths()
+    history = pd.read_csv(folder / "history.csv").groupby("stage")["seconds"].sum()
+    device = choose_device(saved["device"]).value
+    content |= {
+        split: found,
+        "whose": data.settings.data_description,
+        "settings": saved,
+        "data_fingerprint": info.fingerprint,
+        "weights": info.weights,
+        "device": device,
+        "precision": choose_precision(saved["precision"], device).value,
+        "versions": {name: version(name) for name in PACKAGES},
+        "seconds": {
+            "store": data.cache.seconds,
+            "head": round(history.get("head", 0.0), 1),
+            "fine_tune": round(history["fine-tune"], 1),
+        },
+    }
+    with atomic_file(file) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_card(folder: str | Path, model: nn.Module | None = None) -> str:
+    """Write `model-card.md` of a judged run (Mitchell et al. 2019): its data, how it was judged, what it is not for.
+
+    Args:
+        folder: of a run that `evaluate_run` judged on both splits.
+        model: as for `evaluate_run`.
+
+    Returns:
+        The card, as Markdown.
+
+    Raises:
+        CheckpointError: the run was not judged yet.
+    """
+    folder = Path(folder)
+    network: Any = model or load_model(folder)
+    info, file = network.info, folder / METRICS
+    if not file.is_file() or not (found := json.loads(file.read_text(encoding="utf-8")))["test"]:
+        raise CheckpointError(f"{folder.name} was not judged yet: run make evaluate, or notebook 06")
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent))  # noqa: S701 - it is no HTML
+    templates.filters["interval"] = format_interval
+    card = templates.get_template("model_card.md.j2").render(found, name=folder.name, info=info) + "\n"
+    with atomic_file(folder / CARD) as partial:
+        partial.write_text(card, encoding="utf-8")
+    return card

@@ -1,0 +1,297 @@
+"""Saving and loading: `last.pt` to go on training, `best.safetensors` to use a model; neither can run code."""
+
+import contextlib
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from xray_helpers.data.dataset import worker_errors
+from xray_helpers.data.transforms import Preprocess
+from xray_helpers.files import CheckpointError, atomic_file, make_folder
+from xray_helpers.settings import ARCHS
+from xray_helpers.training.model import build_model, misfit, outputs_for
+
+VERSION = 1  # of the format of a run's files
+LAST, BEST, CARD = "last.pt", "best.safetensors", "model-card.md"
+HISTORY, PREDICTIONS = "history.csv", "predictions-val.csv"
+RUN_FILES = (HISTORY, LAST, BEST, PREDICTIONS, "predictions-test.csv", "metrics.json", CARD)
+STATE = {
+    "version", "identity", "epoch", "model", "optimizer", "schedule", "scaler", "history", "best_epoch", "best_loss",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What using a model takes besides its weights; kept in the header of `best.safetensors`.
+
+    Attributes:
+        arch: the network's architecture; of a network of your own, its class name.
+        classes: names in the order of their numbers.
+        preprocess: turns an image into the network's input; None where the caller did so.
+        epoch: the epoch that these weights are from, counted from 1; 0 is the head alone.
+        val_loss: its loss on validation.
+        data: name of the dataset.
+        fingerprint: of the dataset's images.
+        weights: what training started from.
+        calibration: slope and intercept of the calibrated log-odds (two classes; fitted on validation).
+        operating_points: name → threshold of the probability.
+    """
+
+    arch: str
+    classes: tuple[str, ...]
+    preprocess: Preprocess | None
+    epoch: int
+    val_loss: float
+    data: str = ""
+    fingerprint: str = ""
+    weights: str = "none"
+    calibration: dict[str, float] = field(default_factory=lambda: {"slope": 1.0, "intercept": 0.0})
+    operating_points: dict[str, float] = field(default_factory=lambda: {"0.5": 0.5})
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the network: 1 for two classes."""
+        return outputs_for(self.classes)
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which the second of two classes is answered: chosen on validation, or else 0.5."""
+        return self.operating_points.get("chosen", 0.5)
+
+    @property
+    def temperature(self) -> float:
+        """What the log-odds are divided by to calibrate them, before the intercept is added (Guo et al. 2017)."""
+        return 1 / self.calibration["slope"]
+
+
+def save_model(folder: Path, model: nn.Module, info: ModelInfo) -> None:
+    """Save weights, what they mean, and a digest of both as one file, `best.safetensors`; the old one or the new one.
+
+    Raises:
+        OSError: the disk is full; the message names the space needed, and the old file is intact.
+    """
+    weights = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
+    facts = json.dumps({"version": VERSION, **asdict(info)})
+    metadata = {"facts": facts, "sha256": _digest(weights, facts)}
+    with atomic_file(folder / BEST, tensor_bytes(weights)) as partial:
+        partial.write_bytes(save(weights, metadata))  # `save_file` would make a file that only its owner may read
+
+
+def _digest(weights: Mapping[str, Tensor], facts: str) -> str:
+    """SHA-256 of tensors, with their names, types and shapes, and of the facts about them."""
+    digest = hashlib.sha256(facts.encode())
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], ModelInfo]:
+    """The weights and the facts of a model's file, which are as they were saved."""
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata() or {}
+            weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - it is no dict
+        if "facts" not in metadata:
+            raise CheckpointError(_damaged(file, "it was not saved by this package, and its weights have no classes"))
+        if _digest(weights, metadata["facts"]) != metadata.get("sha256"):
+            raise CheckpointError(_damaged(file, "its checksum does not match"))
+        facts = json.loads(metadata["facts"])
+        _check_version(facts.pop("version"), file)
+        preprocess = facts.pop("preprocess")
+        facts["preprocess"] = Preprocess(**preprocess) if preprocess else None
+        return weights, ModelInfo(**facts | {"classes": tuple(facts["classes"])})
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(_damaged(file, error)) from None
+
+
+def load_model(folder_or_file: str | Path, device: str = "cpu", into: nn.Module | None = None) -> nn.Module:
+    """The best model of a run, ready for inference.
+
+    Args:
+        folder_or_file: of a run, or a copy of its `best.safetensors`.
+        device: such as `cpu` or `cuda`, whatever it was trained on.
+        into: for a network of your own, one of the same class, which takes the weights; None builds the ResNet.
+
+    Returns:
+        The network on `device`, in evaluation mode: a batch of images to logits (B, C). `model.info` says what is known
+        about it (classes, preprocessing, threshold, calibration); `model.card` is the text of the model card beside
+        the file, `""` before the run was evaluated.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the weights do not fit.
+    """
+    path = Path(folder_or_file)
+    file = path if path.is_file() else path / BEST
+    if not file.is_file():
+        raise CheckpointError(f"{path.name} holds no finished model ({BEST}). Train it first.")
+    weights, info = _read(file)
+    name = f"{file.parent.name}/{file.name}"
+    if into is None and info.arch not in ARCHS:
+        raise CheckpointError(f"{name} was trained as {info.arch}: make one, and call load_model(file, into=model)")
+    if into is None:
+        with torch.device("meta"):  # nothing is drawn from the random generator for weights that are replaced
+            into = build_model(info.arch, info.num_outputs, "none")
+        into.to_empty(device="cpu")
+    if reason := misfit(into.state_dict(), weights):
+        raise CheckpointError(f"{name} does not fit {info.arch} for {info.num_outputs} outputs: {reason}")
+    into.load_state_dict(weights)
+    card = file.with_name(CARD)
+    into.info, into.card = info, card.read_text(encoding="utf-8") if card.is_file() else ""
+    return into.eval().to(device)
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Save everything that is needed to go on (tensors and simple values) as `last.pt`, whole or not at all.
+
+    Args:
+        folder: of the run.
+        state: the entries of `STATE` but the version; `identity` holds what must not change before going on.
+
+    Raises:
+        OSError: the disk is full; the message names the space needed, and the old file is intact.
+    """
+    with atomic_file(folder / LAST, tensor_bytes(state)) as partial:
+        torch.save(_plain({"version": VERSION, **state}), partial)
+
+
+def _plain(content: Any) -> Any:
+    """Numbers of NumPy in nested dictionaries and sequences as Python's own: `resume` would refuse to read them."""
+    if isinstance(content, Mapping):
+        return {name: _plain(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [*map(_plain, content)] if isinstance(content, list) else (*map(_plain, content),)
+    return content.item() if isinstance(content, np.generic) else content
+
+
+def save_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write `history.csv`, one row per stage or epoch."""
+    with atomic_file(folder / HISTORY) as partial:
+        pd.DataFrame(history).to_csv(partial, index=False)
+
+
+def resume(folder: str | Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The state of a run at the end of its last finished epoch, on the CPU; None where there is none.
+
+    `fit` does the rest: what it draws at random depends on the seed and the epoch alone, so that it ends with the very
+    weights of a run that never stopped.
+
+    Args:
+        folder: of the run.
+        identity: what the run must have been trained with, by name; compared with what the state says.
+
+    Raises:
+        CheckpointError: the file is damaged, holds something else, is of a newer version of this package, or of a run
+            with another architecture, classes, image size, dataset or anything else in `identity`.
+    """
+    file = Path(folder) / LAST
+    if not file.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if broken := archive.testzip():  # torch.load does not look at the checksums that torch.save writes
+                raise CheckpointError(_damaged(file, f"the checksum of {broken} does not match"))
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError:  # PyTorch's own message advises to run it
+        reason = "it holds more than tensors and plain values, which could run code, and was not opened"
+        raise CheckpointError(_damaged(file, reason)) from None
+    except Exception as error:  # noqa: BLE001 - on damaged bytes zipfile and torch raise anything
+        raise CheckpointError(_damaged(file, str(error).split("\n", 1)[0])) from None
+    if not isinstance(state, dict) or "version" not in state:
+        raise CheckpointError(_damaged(file, "it is something else than a training state"))
+    _check_version(state["version"], file)
+    if missing := sorted(STATE - state.keys()):
+        raise CheckpointError(_damaged(file, f"it lacks {', '.join(missing)}"))
+    if extra := sorted(state.keys() - STATE):
+        raise CheckpointError(_damaged(file, f"it holds {', '.join(extra)}, which this package does not know"))
+    for name, value in (identity or {}).items():
+        before = state["identity"].get(name)
+        if before != value:
+            raise CheckpointError(
+                f"models/{file.parent.name}/{LAST} was trained with another {name} ({before}, now {value}). Start over "
+                "with --fresh (in a notebook: fresh=True), or choose another folder."
+            )
+    return state
+
+
+@contextlib.contextmanager
+def lock_run_folder(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold a run's folder, so that two runs never write to it at once; a run's first process does so for all.
+
+    What stops the run inside is said plainly, Ctrl-C included, wherever it comes.
+
+    Raises:
+        CheckpointError: another run holds the folder.
+        XrayError: a process that loads images was killed, or hangs.
+    """
+    lock = FileLock(make_folder(folder) / ".lock", timeout=0)
+    try:
+        with lock if accelerator.is_main_process else contextlib.nullcontext(), worker_errors():
+            for partial in folder.glob(".*.partial*") if accelerator.is_main_process else ():
+                partial.unlink()  # of a process that was killed while saving
+            yield
+    except Timeout:
+        reason = f"another process is training in models/{folder.name}; wait for it, or stop it"
+        raise CheckpointError(reason) from None
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
+            print(f"stopped; models/{folder.name} keeps the finished epochs, and the next run goes on from there")
+        raise
+
+
+def latest_run(models: Path) -> Path:
+    """The folder that `models/latest.txt` names.
+
+    Raises:
+        CheckpointError: nothing was trained yet, or the folder is gone.
+    """
+    try:
+        name = (models / "latest.txt").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise CheckpointError("models/latest.txt is missing: train first (make train, or notebook 05)") from None
+    if not (models / name).is_dir():
+        raise CheckpointError(f"models/latest.txt names {name}, which is gone: train again, or name another folder")
+    return models / name
+
+
+def tensor_bytes(content: object) -> int:
+    """Bytes of all tensors in nested dictionaries and sequences, such as a training state."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return sum(map(tensor_bytes, content.values()))
+    return sum(map(tensor_bytes, content)) if isinstance(content, list | tuple) else 0
+
+
+def _check_version(version: int, file: Path) -> None:
+    if version > VERSION:
+        name = f"{file.parent.name}/{file.name}"
+        raise CheckpointError(f"{name} is of format {version}; this package reads up to {VERSION}. Update it.")
+
+
+def _damaged(file: Path, reason: object) -> str:
+    """What to say about a file of a run that cannot be used."""
+    folder = file.parent.name
+    return (
+        f"{folder}/{file.name} cannot be read: {reason}. Copy it again from where it is intact, or delete the folder "
+        f"{folder} and train again."
+    )

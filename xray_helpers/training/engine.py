@@ -1,0 +1,493 @@
+"""The training loop, to be read from top to bottom: an epoch, validation, and `fit`, which repeats them and saves.
+
+`fit` takes any network and any iterable of batches; `training.train` calls it for a run that `Settings` describe.
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader
+from torchvision.models import ResNet
+from tqdm import tqdm
+
+from xray_helpers.data.dataset import Loaders
+from xray_helpers.data.transforms import Augmentation, Preprocess
+from xray_helpers.files import CheckpointError, XrayError
+from xray_helpers.inference import (
+    Batches,
+    Transform,
+    classification_loss,
+    make_accelerator,
+    network_input,
+    place_network,
+    probabilities,
+    run_on_labelled,
+)
+from xray_helpers.metrics import scores
+from xray_helpers.settings import seed_everything
+from xray_helpers.training import checkpoint
+from xray_helpers.training.checkpoint import ModelInfo
+from xray_helpers.training.model import DECAY, backbone, misfit, parameter_groups, set_prior, train_mode
+
+HEAD_EPOCHS, HEAD_BATCH, HEAD_RATE = 100, 256, 0.01  # over stored features, in a second or two
+WEIGHT_DECAY = 0.01
+CHECK_EVERY = 20  # steps between two looks at the losses: each look waits for a GPU
+SEARCH = (1e-6, 1.0, 60)  # the first and the last learning rate of the search, and how many steps it takes
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Metrics: TypeAlias = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], dict[str, float]]
+Callback: TypeAlias = Callable[[dict[str, Any], nn.Module], object]
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        history: one row per stage or epoch: stage, epoch, train_loss, val_loss, val_auc, val_accuracy, learning_rate,
+            seconds, images_per_second, and val_<name> for each of the caller's metrics.
+        folder: where its files lie.
+        model: the best model by validation loss, on the CPU, in evaluation mode, with its `model.info`.
+    """
+
+    history: pd.DataFrame
+    folder: Path
+    model: Any
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    accelerator: Accelerator,
+    preprocess: Transform | None = None,
+    augment: Transform | None = None,
+    loss: Loss = classification_loss,
+    epoch: int = 1,
+    update_statistics: bool = True,
+) -> tuple[float, int]:
+    """One pass over the training batches.
+
+    Args:
+        model: on the accelerator's device; as Accelerate prepared it where there are several processes.
+        batches: images (B, …) and class numbers (B,), the same in every process.
+        optimizer: as Accelerate prepared it.
+        schedule: of its learning rates, one step per batch.
+        accelerator: from `make_accelerator`.
+        preprocess: turns a batch into the network's input; None where it is that already.
+        augment: random changes before that.
+        loss: from logits (B, C) and labels (B,) to a scalar.
+        epoch: for messages, counted from 1.
+        update_statistics: as for `train_mode`.
+
+    Returns:
+        The mean loss over the images, and how many images there were.
+
+    Raises:
+        XrayError: the loss is not a finite number any more.
+        MemoryError: the GPU's memory is too small for the batch.
+    """
+    train_mode(model, update_statistics)
+    number, count = accelerator.process_index, accelerator.num_processes
+    losses: list[Tensor] = []
+    sizes: list[int] = []
+    bar = tqdm(batches, f"epoch {epoch}", leave=False, unit="batch", disable=not accelerator.is_main_process)
+    try:
+        for images, labels in bar:
+            if len(labels) < count:  # too few for every process to have a share
+                continue
+            # This process's share of the batch, weighted so that the mean gradient is that of the whole batch.
+            share = labels[number::count].to(accelerator.device, non_blocking=True)
+            weight = count * len(share) / len(labels)
+            # On the device: augment, preprocess, predict.
+            pixels = images[number::count].to(accelerator.device, non_blocking=True)
+            inputs = network_input(augment(pixels) if augment else pixels, preprocess, accelerator)
+            with accelerator.autocast():  # bf16 where the hardware has it
+                logits = model(inputs)
+            value = loss(logits.float(), share) * weight
+            # Move the weights against the gradient.
+            accelerator.backward(value)
+            optimizer.step()
+            if not accelerator.optimizer_step_was_skipped:  # float16 skips steps whose gradients overflow
+                schedule.step()
+            optimizer.zero_grad()
+            losses.append(value.detach())
+            sizes.append(len(labels))
+            if len(losses) % CHECK_EVERY == 0:
+                _check_finite(losses, epoch, optimizer)
+    except torch.cuda.OutOfMemoryError:
+        raise MemoryError(
+            f"The GPU's memory is too small for batches of {len(labels)} images of {tuple(images.shape[1:])}. Set "
+            f"BATCH_SIZE to {max(1, len(labels) // 2)} or less; what was saved is kept."
+        ) from None
+    _check_finite(losses, epoch, optimizer)
+    mean = (torch.stack(losses) * torch.tensor(sizes, device=accelerator.device)).sum() / sum(sizes)
+    return float(accelerator.reduce(mean, "mean")), sum(sizes)
+
+
+def _check_finite(losses: list[Tensor], epoch: int, optimizer: torch.optim.Optimizer) -> None:
+    if not losses:
+        raise ValueError("there is no batch to train on: the training images are fewer than the batch size")
+    finite = torch.stack(losses).isfinite()
+    if not finite.all():
+        batch = int((~finite).nonzero()[0]) + 1
+        raise XrayError(
+            f"The loss is {losses[batch - 1].item()} in batch {batch} of epoch {epoch}, at a learning rate of "
+            f"{_learning_rate(optimizer):.2g}. Lower LEARNING_RATE; the best model so far is kept."
+        )
+
+
+def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def validate(
+    model: nn.Module,
+    batches: Batches,
+    accelerator: Accelerator | None = None,
+    preprocess: Transform | None = None,
+    loss: Loss = classification_loss,
+    metrics: Metrics | None = None,
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Judge a model on validation, over all images at once.
+
+    Args:
+        model: is put into evaluation mode.
+        batches: images (B, …) and class numbers (B,).
+        accelerator: as for `run_network`.
+        preprocess: as for `train_one_epoch`.
+        loss: as for `train_one_epoch`.
+        metrics: from truth (N,) and probabilities (N,) or (N, C) to more figures by name.
+
+    Returns:
+        loss, auc, accuracy and the figures of `metrics` (the first three NaN where a logit is not finite); the logits,
+        float32 (N, C); the labels, int64 (N,).
+    """
+    logits, truth = run_on_labelled(model.eval(), batches, preprocess, accelerator)
+    found = dict.fromkeys(("loss", "auc", "accuracy"), math.nan)
+    if logits.isfinite().all():
+        answers = truth.numpy(), probabilities(logits).numpy()
+        more = metrics(*answers) if metrics else {}
+        found = scores(*answers) | {"loss": float(loss(logits, truth))}
+        found |= {name: float(value) for name, value in more.items()}
+    return found, logits, truth
+
+
+def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
+    model: Any,
+    loaders: Any,
+    folder: str | Path,
+    epochs: int = 3,
+    learning_rate: float = 3e-4,
+    preprocess: Transform | None = None,
+    augment: Transform | None = None,
+    classes: Sequence[str] | None = None,
+    loss: Loss | None = None,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    schedule: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
+    metrics: Metrics | None = None,
+    callbacks: Sequence[Callback] = (),
+    name: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    fresh: bool = False,
+    verbose: bool = True,
+) -> Run:
+    """Train a network, or finish training it, or return what was trained before in this folder in the same way.
+
+    The model with the lowest validation loss is kept. The last finished epoch is saved, so that a run that was stopped
+    goes on from there; the result is the same as if it had never stopped, where the order of the batches follows from
+    the seed (the project's loaders, and a `DataLoader` without a generator of its own).
+
+    Args:
+        model: any network from a batch of inputs to logits (B, C), C = 1 for two classes. It is trained in place. One
+            from `build_model` with pretrained weights has its head fitted first, on features that are computed once.
+        loaders: anything with `.train` and `.val`, or a pair: iterables of images (B, …) and class numbers (B,).
+        folder: where the run's files are written.
+        epochs: passes over the training images.
+        learning_rate: the highest, of the default optimizer and schedule.
+        preprocess: turns a batch into the network's input; by default that of the loaders, where they have one.
+        augment: random changes before that; by default light ones for the project's loaders, none for others.
+        classes: names in the order of their numbers; by default those of the loaders, else "0", "1", ….
+        loss: from logits (B, C) and labels (B,) to a scalar; by default unweighted cross-entropy. It is also the
+            validation loss that chooses the best model.
+        optimizer: makes one for the model; by default AdamW, with lower rates for earlier pretrained layers.
+        schedule: makes one for the optimizer and the number of steps; by default one cycle (Smith and Topin 2018).
+        metrics: more validation figures for the history, from truth and probabilities.
+        callbacks: called with the history's row and the model, in the main process, after an epoch was saved; an error
+            in one stops the run, and the saved epochs are kept.
+        name: tells runs apart that share nothing else; a run with another name does not go on from this folder.
+        seed: of everything that is random.
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        precision: `auto`, `float32`, `bf16` or `fp16`.
+        fresh: delete what an earlier run left in this folder, and start over.
+        verbose: print a line per epoch.
+
+    Raises:
+        XrayError: the loss became infinite (the best model so far is kept), or a process that loads images was killed.
+        CheckpointError: another process trains in this folder, what is there cannot be read, or it was trained in
+            another way.
+        MemoryError: the GPU's memory is too small for a batch.
+        OSError: the disk is full.
+    """
+    # 1. What the caller did not choose.
+    folder, accelerator = Path(folder), make_accelerator(device, precision)
+    train_batches, val_batches = loaders if isinstance(loaders, tuple | list) else (loaders.train, loaders.val)
+    batches_per_epoch = _count_batches(train_batches, val_batches)
+    preprocess, augment = preprocess or getattr(loaders, "preprocess", None), augment or _default_augment(loaders)
+    loss, weights = loss or classification_loss, getattr(model, "weights", "none")
+    classes = classes or getattr(loaders, "classes", None) or _class_numbers(model, val_batches, preprocess)
+    info = ModelInfo(
+        arch=getattr(model, "arch", type(model).__name__), classes=tuple(classes), weights=weights, epoch=-1,
+        preprocess=preprocess if isinstance(preprocess, Preprocess) else None, val_loss=math.inf,
+        data=getattr(loaders, "data_name", ""), fingerprint=getattr(loaders, "fingerprint", ""),
+    )  # fmt: skip
+    identity = {name: getattr(info, name) for name in ("arch", "classes", "weights", "fingerprint")}
+    identity |= {"preprocess": repr(info.preprocess), "epochs": epochs, "learning_rate": learning_rate}
+    identity |= {"batches per epoch": batches_per_epoch, "seed": seed, "name": name}
+    has_head = isinstance(getattr(model, "fc", None), nn.Linear)
+    pretrained = has_head and weights != "none"
+    new_head = has_head and hasattr(model, "weights") and not model.fc.weight.any()
+    if verbose and not _order_is_repeatable(train_batches):
+        print("note: the order of these training batches cannot be repeated: a resumed run will see another one")
+
+    with checkpoint.lock_run_folder(folder, accelerator):
+        # 2. What an earlier run left here.
+        state, history = None if fresh else checkpoint.resume(folder, identity), []
+        accelerator.wait_for_everyone()
+        if not state and accelerator.is_main_process:
+            for file in checkpoint.RUN_FILES:
+                (folder / file).unlink(missing_ok=True)
+        if state:
+            if reason := misfit(model.state_dict(), state["model"]):
+                raise CheckpointError(f"models/{folder.name}/last.pt does not fit this {info.arch}: {reason}")
+            model.load_state_dict(state["model"])
+            history = state["history"]
+            info = replace(info, epoch=state["best_epoch"], val_loss=state["best_loss"])
+        done = state["epoch"] if state else 0
+
+        # 3. With pretrained weights the head first: random features would give it nothing to rest on.
+        seed_everything(seed)
+        start, head_loss = time.perf_counter(), None
+        if not state and hasattr(loaders, "train_set") and new_head:
+            set_prior(model, torch.bincount(loaders.train_set.labels, minlength=len(classes)))
+        if not state and pretrained:
+            head_loss, count = fit_head(model, train_batches, accelerator, preprocess, loss)
+
+        # 4. The optimizer and its schedule of learning rates.
+        place_network(model, accelerator)
+        steps = optimizer(model) if optimizer else _default_optimizer(model, learning_rate, pretrained)
+        rates = [group["lr"] for group in steps.param_groups]
+        total = epochs * batches_per_epoch
+        plan = schedule(steps, total) if schedule else OneCycleLR(steps, rates, total_steps=total)
+        if state:
+            steps.load_state_dict(state["optimizer"])
+            plan.load_state_dict(state["schedule"])
+        stepper = accelerator.prepare(steps)
+        network = accelerator.prepare(model) if accelerator.num_processes > 1 else model
+        if state and accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+
+        def finish_epoch(stage: str, epoch: int, train_loss: float, rate: float, count: int) -> None:
+            """Validate; save the best model so far and what is needed to go on; then tell the callbacks."""
+            nonlocal info
+            seconds = time.perf_counter() - start
+            found, _, _ = validate(model, val_batches, accelerator, preprocess, loss, metrics)
+            row = {"stage": stage, "epoch": epoch, "train_loss": train_loss}
+            row |= {f"val_{key}": value for key, value in found.items()}
+            row |= {"learning_rate": rate, "seconds": seconds, "images_per_second": count / seconds}
+            history.append(row)
+            better = found["loss"] < info.val_loss  # never true of NaN
+            if better:
+                info = replace(info, epoch=epoch, val_loss=found["loss"])
+            if not accelerator.is_main_process:
+                return
+            if better:
+                checkpoint.save_model(folder, model, info)
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+            best = {"best_epoch": info.epoch, "best_loss": info.val_loss, "epoch": epoch, "history": history}
+            parts = {"optimizer": steps.state_dict(), "schedule": plan.state_dict(), "scaler": scaler}
+            checkpoint.save_state(folder, {"identity": identity, "model": model.state_dict(), **best, **parts})
+            checkpoint.save_history(folder, history)
+            if verbose:
+                figures = "loss {loss:.4f}, AUC {auc:.4f}, accuracy {accuracy:.4f}".format(**found)
+                speed = f"{seconds:.0f} s, {count / seconds:.0f} images/s"
+                print(f"{stage:<9} {epoch}/{epochs}: loss {train_loss:.4f}, validation {figures}; {speed}")
+            for callback in callbacks:
+                callback(row, model)
+
+        if head_loss is not None:
+            finish_epoch("head", 0, head_loss, HEAD_RATE, count)
+
+        # 5. The epochs: train on every image once, then validate and save.
+        for epoch in range(done + 1, epochs + 1):
+            seed_everything(epoch_seed(seed, epoch))  # a resumed run draws what it would have drawn
+            _set_epoch(train_batches, epoch - 1)
+            start = time.perf_counter()
+            # Pretrained statistics stay: the head was fitted to them, and small batches estimate them badly.
+            mean_loss, count = train_one_epoch(
+                network, train_batches, stepper, plan, accelerator, preprocess, augment, loss, epoch, weights == "none"
+            )
+            finish_epoch("fine-tune", epoch, mean_loss, _learning_rate(steps), count)
+
+        # 6. The best model takes the place of the last.
+        accelerator.wait_for_everyone()
+        if info.epoch < 0:
+            raise CheckpointError(f"no epoch of {folder.name} had a finite validation loss; lower LEARNING_RATE")
+        if accelerator.is_main_process:  # a kill right after saving the state leaves the table a row short
+            checkpoint.save_history(folder, history)
+        best = checkpoint.load_model(folder, into=model.to(memory_format=torch.contiguous_format))
+        return Run(pd.DataFrame(history), folder, best)
+
+
+def fit_head(
+    model: ResNet, batches: Batches, accelerator: Accelerator, preprocess: Transform | None, loss: Loss
+) -> tuple[float, int]:
+    """Fit the head `fc` alone, in place, on features that the frozen rest of the network computes once.
+
+    The same in every process: the features are gathered, and the head is small.
+
+    Returns:
+        The last mean loss, and how many images there were.
+    """
+    frozen = place_network(backbone(model).eval(), accelerator)
+    _set_epoch(batches, 0)  # whatever was read from them before
+    features, labels = run_on_labelled(frozen, batches, preprocess, accelerator)  # (N, F), (N,)
+    head = model.fc.cpu()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = OneCycleLR(optimizer, HEAD_RATE, total_steps=HEAD_EPOCHS * math.ceil(len(labels) / HEAD_BATCH))
+    total = 0.0
+    for _ in range(HEAD_EPOCHS):
+        total = 0.0
+        for part in torch.randperm(len(labels)).split(HEAD_BATCH):
+            value = loss(head(features[part]), labels[part])
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            total += value.item() * len(part) / len(labels)
+    return total, len(labels)
+
+
+def _default_augment(loaders: Any) -> Transform | None:
+    return Augmentation("light", loaders.preprocess.size) if isinstance(loaders, Loaders) else None
+
+
+def _default_optimizer(model: nn.Module, learning_rate: float, pretrained: bool) -> torch.optim.Optimizer:
+    """AdamW; with pretrained weights, layers learn the slower, the nearer they are to the input."""
+    grouped = parameter_groups(model, learning_rate, DECAY) if pretrained else model.parameters()
+    return torch.optim.AdamW(grouped, learning_rate, weight_decay=WEIGHT_DECAY)
+
+
+def _count_batches(train: Batches, val: Batches) -> int:
+    """Batches per epoch, by reading them once where they have no length.
+
+    Raises:
+        ValueError: training or validation batches can be read only once.
+    """
+    if isinstance(train, Iterator) or isinstance(val, Iterator):
+        raise ValueError("these batches can be read only once: give a list, a DataLoader, or an object with __iter__")
+    try:
+        return len(train)  # type: ignore[arg-type]
+    except TypeError:
+        return sum(1 for _ in train)
+
+
+def _class_numbers(model: nn.Module, batches: Batches, preprocess: Transform | None) -> tuple[str, ...]:
+    """Names for classes that have none: "0", "1", …, as many as the model has outputs (two for one output)."""
+    outputs, _ = run_on_labelled(model.eval(), [next(iter(batches))], preprocess)
+    return tuple(map(str, range(max(2, outputs.shape[1]))))
+
+
+def _order_givers(batches: Any) -> list[Any]:
+    """What may decide about the order: the batches themselves, and the samplers of a `DataLoader`."""
+    samplers = [getattr(batches, name, None) for name in ("sampler", "batch_sampler")]
+    return [batches, *samplers, *(getattr(sampler, "sampler", None) for sampler in samplers)]
+
+
+def _epoch_sampler(batches: Any) -> Any:
+    """What has a `set_epoch`: the batches themselves, or a sampler of a `DataLoader`; None where nothing has."""
+    return next((giver for giver in _order_givers(batches) if hasattr(giver, "set_epoch")), None)
+
+
+def _set_epoch(batches: Any, epoch: int) -> None:
+    """Choose the order of the next pass, counted from 0, where it follows from a number."""
+    if sampler := _epoch_sampler(batches):
+        sampler.set_epoch(epoch)
+
+
+def _order_is_repeatable(batches: Any) -> bool:
+    """Whether the order of the batches follows from `set_epoch`, or from the global generators."""
+    plain = all(getattr(giver, "generator", None) is None for giver in _order_givers(batches))
+    return (isinstance(batches, DataLoader) and plain) or isinstance(batches, Sequence) or bool(_epoch_sampler(batches))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for everything random in one epoch, whatever came before it."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def find_learning_rate(
+    model: nn.Module, loaders: Any, augment: Transform | None = None, device: str = "auto", precision: str = "auto"
+) -> pd.DataFrame:
+    """Train a copy for a few steps with an ever larger learning rate, and watch the loss (Smith 2017).
+
+    It begins where fine-tuning does: a pretrained network has its head fitted first. It stops early when the smoothed
+    loss has grown to four times its minimum.
+
+    Args:
+        model: stays as it is.
+        loaders: as for `fit`, of the project; only `train` is used.
+        augment: as for `fit`.
+        device: as for `fit`.
+        precision: as for `fit`.
+
+    Returns:
+        One row per step: learning_rate (of the head; other layers in proportion), loss, smoothed.
+    """
+    accelerator, model = make_accelerator(device, precision), copy.deepcopy(model)
+    preprocess, weights = loaders.preprocess, getattr(model, "weights", "none")
+    if weights != "none":
+        fit_head(model, loaders.train, accelerator, preprocess, classification_loss)
+    place_network(model, accelerator)
+    _set_epoch(loaders.train, 0)
+    rates = np.geomspace(*SEARCH)
+    optimizer = _default_optimizer(model, 1.0, weights != "none")
+    schedule = LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
+    losses: list[float] = []
+
+    def smoothed() -> pd.Series:
+        return pd.Series(losses).ewm(alpha=0.1).mean()
+
+    def record(logits: Tensor, labels: Tensor) -> Tensor:
+        loss = classification_loss(logits, labels)
+        losses.append(loss.item())
+        return loss
+
+    def batches_until_it_explodes() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in islice(chain.from_iterable(repeat(loaders.train)), len(rates)):
+            yield batch
+            if not (math.isfinite(losses[-1]) and smoothed().iloc[-1] <= 4 * smoothed().min()):
+                return
+
+    with contextlib.suppress(XrayError):  # a loss that is not finite ends the search, too
+        train_one_epoch(
+            model, batches_until_it_explodes(), accelerator.prepare(optimizer), schedule, accelerator, preprocess,
+            augment or _default_augment(loaders), record, update_statistics=weights == "none",
+        )  # fmt: skip
+    return pd.DataFrame({"learning_rate": rates[: len(losses)], "loss": losses, "smoothed": smoothed()})

@@ -1,0 +1,208 @@
+"""A pretrained ResNet with a new head, its layers in groups by depth, and which of them learn."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import ResNet, get_model, get_model_weights
+
+from xray_helpers.files import WeightsError
+from xray_helpers.settings import ARCHS
+
+DOWNLOAD_TIMEOUT = 10.0  # seconds to wait for the server that holds the weights
+DECAY = 0.5  # each group learns at this part of the rate of the next deeper one
+GROUPS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+
+
+def build_model(arch: str = "resnet18", num_outputs: int = 1, weights: str = "imagenet") -> ResNet:
+    """A ResNet of torchvision with a new linear head.
+
+    The head starts at zero, so that the first prediction is its bias alone. In the residual networks of He et al.
+    2016, layers near the input see edges and texture, and layers near the head the shape of things.
+
+    Args:
+        arch: a ResNet by torchvision's name, such as `resnet18`.
+        num_outputs: 1 for two classes, else the number of classes.
+        weights: `imagenet` (from torchvision's cache, or downloaded into it), `none`, or a file with a state dict
+            (`.safetensors`, or whatever `torch.load` reads without running code).
+
+    Returns:
+        A model that maps float (B, 3, S, S) to logits (B, num_outputs); `model.weights` names what it starts from:
+        `imagenet`, `none` or the file's name.
+
+    Raises:
+        ValueError: an unknown architecture, or fewer than one output.
+        WeightsError: the weights cannot be reached or read, or belong to another architecture.
+    """
+    if arch not in ARCHS:
+        raise ValueError(f"arch={arch!r}: expected one of {', '.join(ARCHS)}")
+    if num_outputs < 1:
+        raise ValueError(f"num_outputs={num_outputs}: expected 1 (two classes) or the number of classes")
+    model: ResNet = get_model(arch, weights=None)
+    if weights == "imagenet":
+        _fill(model, imagenet_weights(arch), f"the ImageNet weights of {arch}")
+    elif weights != "none":
+        _fill(model, _read(Path(weights).expanduser()), Path(weights).name)
+    model.arch, model.weights = arch, Path(weights).name  # a path would name the machine
+    model.fc = nn.Linear(model.fc.in_features, num_outputs)
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    return model
+
+
+def imagenet_weights(arch: str) -> Mapping[str, Any]:
+    """Torchvision's best ImageNet weights: from its cache, or downloaded into it.
+
+    Raises:
+        WeightsError: the server does not answer, or the cached file is damaged; the message says what to do.
+    """
+    entry, default_timeout = get_model_weights(arch).DEFAULT, socket.getdefaulttimeout()
+    name = entry.url.rpartition("/")[2]
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch's downloader sets none, and would wait for a silent server
+    try:
+        state: Mapping[str, Any] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except OSError:
+        raise WeightsError(
+            f"The ImageNet weights of {arch} cannot be reached. With a network, they are downloaded. Without one, "
+            f"bring {name} from {entry.url} and put it into the folder hub/checkpoints of PyTorch's cache "
+            "(~/.cache/torch, or TORCH_HOME). Or set WEIGHTS to a file of your own, or to none."
+        ) from None
+    except Exception as error:  # noqa: BLE001 - on damaged bytes torch raises anything
+        raise WeightsError(
+            f"{name}, in the folder hub/checkpoints of PyTorch's cache, cannot be read: it may be cut off. Delete it, "
+            f"and run this again. ({type(error).__name__})"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(default_timeout)
+    return state
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    """A state dict from a file, without running anything in it."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - on damaged bytes torch raises anything, and advises to run the file
+        raise WeightsError(
+            f"{file.name} cannot be read as a state dict ({type(error).__name__}): it is damaged, or holds more than "
+            "tensors, which could run code, and was not opened"
+        ) from None
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{file.name} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _fill(model: ResNet, state: Mapping[str, Any], name: str) -> None:
+    """Copy everything but the head, which is new."""
+    wanted, given = (
+        {key: value for key, value in each.items() if not key.startswith("fc.")} for each in (model.state_dict(), state)
+    )
+    if reason := misfit(wanted, given):
+        raise WeightsError(f"{name} does not fit this architecture: {reason}")
+    model.load_state_dict(given, strict=False)
+
+
+def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
+    """Why one state dict cannot take the place of another; `""` when it can."""
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    other = sorted(key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape)
+    if not (missing or extra or other):
+        return ""
+    return (
+        f"{len(missing)} entries are missing, {len(extra)} unknown and {len(other)} of another shape, such as "
+        f"{(missing or extra or other)[0]}"
+    )
+
+
+def outputs_for(classes: Sequence[str]) -> int:
+    """Outputs of a network for these classes: 1 for two of them, else one each."""
+    return 1 if len(classes) == 2 else len(classes)
+
+
+def layer_groups(model: ResNet) -> dict[str, nn.ModuleList]:
+    """The layers by depth, from the stem to the head."""
+    parts = [[model.conv1, model.bn1], [model.layer1], [model.layer2], [model.layer3], [model.layer4], [model.fc]]
+    return {name: nn.ModuleList(modules) for name, modules in zip(GROUPS, parts, strict=True)}
+
+
+def parameter_groups(model: ResNet, learning_rate: float, decay: float = DECAY) -> list[dict[str, Any]]:
+    """Groups for an optimizer: the head at `learning_rate`, each group before it at `decay` of the next (ULMFiT).
+
+    Howard and Ruder 2018. Frozen parameters are left out.
+    """
+    groups: list[dict[str, Any]] = []
+    for depth, (name, modules) in enumerate(reversed(layer_groups(model).items())):
+        parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+        if parameters:
+            groups.append({"name": name, "params": parameters, "lr": learning_rate * decay**depth})
+    return groups
+
+
+def freeze(model: ResNet, until: str = "layer4") -> None:
+    """Freeze all groups up to and with `until` (`""`: none), and let the others learn.
+
+    Raises:
+        ValueError: no such group.
+    """
+    if until and until not in GROUPS:
+        raise ValueError(f"until={until!r}: expected one of {', '.join(GROUPS)}")
+    last = GROUPS.index(until) if until else -1
+    for depth, modules in enumerate(layer_groups(model).values()):
+        modules.requires_grad_(depth > last)
+
+
+def train_mode(model: nn.Module, update_statistics: bool = True) -> None:
+    """Training mode, in which batch normalisation that is frozen keeps its statistics.
+
+    Args:
+        model: any network, wrapped or not.
+        update_statistics: let the other batch normalisation follow the batches. Off, all layers keep the statistics
+            that they came with: then the head sees the same features in training as in evaluation, and any number of
+            processes computes the same.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not (update_statistics and module.weight.requires_grad):
+            module.eval()
+
+
+def backbone(model: ResNet) -> nn.Sequential:
+    """Everything before the head, sharing its weights: float (B, 3, S, S) to features (B, F)."""
+    return nn.Sequential(*list(model.children())[:-1], nn.Flatten())
+
+
+def set_prior(model: ResNet, counts: Tensor) -> None:
+    """Start the head's bias at the classes' log-odds, so that the first loss is the entropy of their shares.
+
+    Args:
+        model: from `build_model`.
+        counts: training images per class, (C,).
+
+    Raises:
+        ValueError: a class without images.
+    """
+    if not (counts > 0).all():
+        raise ValueError(f"training images per class: {counts.tolist()}; every class needs some")
+    log_shares = (counts / counts.sum()).log()
+    with torch.no_grad():
+        model.fc.bias.copy_(log_shares[1] - log_shares[0] if model.fc.out_features == 1 else log_shares)
+
+
+def describe(model: ResNet, size: int) -> dict[str, float]:
+    """Numbers to show: parameters and trainable parameters (millions), and FLOPs per image (1e9, forward)."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, size, size, device=device))
+    model.train(training)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
+        "GFLOPs": counter.get_total_flops() / 1e9,
+    }

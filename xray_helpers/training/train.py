@@ -1,0 +1,107 @@
+"""A whole run from `Settings`: prepare, fit, and calibrate on validation; what `make train` and notebook 05 do."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import ResNet
+
+from xray_helpers.data.dataset import Loaders, PreparedData, make_loaders, prepare_data
+from xray_helpers.data.transforms import Augmentation
+from xray_helpers.files import WeightsError, atomic_file, print_once
+from xray_helpers.inference import make_accelerator, prediction_table, probabilities, run_network
+from xray_helpers.metrics import operating_points, platt
+from xray_helpers.settings import Settings, seed_everything
+from xray_helpers.training.checkpoint import LAST, PREDICTIONS, load_model, lock_run_folder, save_model
+from xray_helpers.training.engine import Run, fit
+from xray_helpers.training.model import build_model, outputs_for, set_prior
+
+
+def train(
+    settings: Settings, data: PreparedData | None = None, fresh: bool = False, latest: bool = True, verbose: bool = True
+) -> Run:
+    """Prepare the data, fit the network that the settings describe, and calibrate it on validation.
+
+    The test split stays closed. The run's folder follows from the settings; a run that was stopped goes on there.
+
+    Args:
+        settings: of the run.
+        data: from `prepare_data`, for the same data, split and image size; prepared here when None.
+        fresh: delete an earlier run of these settings and start over.
+        latest: name the run in `models/latest.txt`, which evaluation and prediction read; off for side comparisons.
+        verbose: print a line per epoch.
+
+    Raises:
+        WeightsError: pretrained weights cannot be had, with data other than the sample.
+        ValueError: `data` was prepared for other settings.
+        XrayError, MemoryError, OSError: as `fit`.
+    """
+    data = data or prepare_data(settings)
+    for field in ("data_name", "split", "fractions", "split_seed", "task", "image_size", "resize"):
+        if getattr(data.settings, field) != getattr(settings, field):
+            raise ValueError(f"data was prepared with {field}={getattr(data.settings, field)!r}, not the settings' own")
+    loaders = make_loaders(data, settings.batch_size, settings.seed, settings.workers)
+    if (settings.run_folder / LAST).is_file() and not fresh:  # the weights that it began with are not needed any more
+        model = build_model(settings.arch, outputs_for(loaders.classes), "none")
+        model.weights = Path(settings.weights).name
+    else:
+        model, settings = initial_model(settings, loaders)
+    folder, augment = settings.run_folder, Augmentation(settings.augment, settings.image_size)
+    run = fit(
+        model, loaders, folder, settings.epochs, settings.learning_rate, augment=augment, name=settings.run_name,
+        seed=settings.seed, device=settings.device, precision=settings.precision, fresh=fresh, verbose=verbose,
+    )  # fmt: skip
+    accelerator = make_accelerator(settings.device, settings.precision)
+    with lock_run_folder(folder, accelerator):
+        if accelerator.is_main_process:
+            with atomic_file(folder / "settings.json") as partial:
+                partial.write_text(json.dumps(settings.without_paths(), indent=1) + "\n", encoding="utf-8")
+            if not (folder / PREDICTIONS).is_file():
+                calibrate(folder, loaders, accelerator.device)
+            if latest:
+                with atomic_file(folder.parent / "latest.txt") as partial:
+                    partial.write_text(folder.name + "\n", encoding="utf-8")
+        accelerator.wait_for_everyone()
+    return replace(run, model=load_model(folder))
+
+
+def initial_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, Settings]:
+    """The network before training, its head's bias at the log-odds of the training labels.
+
+    Returns:
+        The network, and the settings that are true of it: where the sample has to do without pretrained weights, a note
+        is printed, and `weights` is `none`.
+
+    Raises:
+        WeightsError: pretrained weights cannot be had, with data other than the sample.
+    """
+    seed_everything(settings.seed)
+    try:
+        model = build_model(settings.arch, outputs_for(loaders.classes), settings.weights)
+    except WeightsError as error:
+        if settings.data != "sample" or settings.weights != "imagenet":
+            raise
+        print_once(f"note: {error}\nThe sample is trained from random weights instead.")
+        return initial_model(replace(settings, weights="none"), loaders)
+    set_prior(model, torch.bincount(loaders.train_set.labels, minlength=len(loaders.classes)))
+    return model, settings
+
+
+def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu") -> None:
+    """Fit calibration and thresholds of a run's best model on validation, in float32, and save them with it.
+
+    Writes `best.safetensors` anew, and the model's predictions on validation.
+    """
+    model: Any = load_model(folder, str(device))
+    info, dataset = model.info, loaders.val_set
+    logits = run_network(model, loaders.val, info.preprocess)
+    if info.num_outputs == 1:
+        truth, chance = dataset.labels.numpy(), probabilities(logits.double()).numpy()
+        scale, points = platt(truth, logits.squeeze(1).numpy()), operating_points(truth, chance)
+        info = replace(info, calibration=scale, operating_points=points)
+        save_model(folder, model, info)
+    table = prediction_table(dataset.paths, dataset.labels, logits, info.classes, info.calibration)
+    with atomic_file(folder / PREDICTIONS) as partial:
+        table.to_csv(partial, index=False)
