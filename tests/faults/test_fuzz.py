@@ -8,7 +8,6 @@ from conftest import LONG
 COUNT = 1000 if LONG else 200
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "outcomes"),
     [

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import INFO
@@ -29,6 +30,7 @@ from xray_helpers.training.checkpoint import (
     load_model,
     lock_run_folder,
     resume,
+    save_history,
     save_model,
     save_state,
     tensor_bytes,
@@ -409,6 +411,12 @@ class TestState:
         assert resume(tmp_path, IDENTITY)
         with pytest.raises(CheckpointError, match=f"trained with another {name} .*now .*Start over with --fresh"):
             resume(tmp_path, IDENTITY | {name: value})
+
+    def test_the_history_is_a_table_beside_it(self, tmp_path):
+        rows = [{"epoch": 1, "val_auc": 0.5}, {"epoch": 2, "val_auc": 0.75}]
+        for count in (1, 2):
+            save_history(tmp_path / "run", rows[:count])
+            assert pd.read_csv(tmp_path / "run" / "history.csv").to_dict("records") == rows[:count]
 
     def test_a_state_saved_on_cuda_is_read_without_a_gpu(self, tmp_path, state):
         save_state(tmp_path, state)
