@@ -31,7 +31,7 @@ def main() -> None:
         write_twins(Path(home) / "twins")
         for precision in ("bf16", "float32"):
             for seed in range(seeds):
-                small: dict[str, Any] = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3, "device": "cpu"}
+                small: dict[str, Any] = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3}
                 settings = Settings(str(Path(home) / "twins"), weights="none", seed=seed, precision=precision, **small)
                 model = train(settings, latest=False, verbose=False).model
                 cells = [precision, str(seed)]
