@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from xray_helpers.training.train import train
 
 def main() -> None:
     """Print one row per run of a Markdown table, and the mean and spread over the runs."""
-    seeds, rates = int(sys.argv[1]) if len(sys.argv) > 1 else 3, {"layer4": [], "layer3": []}
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    rates: dict[str, list[float]] = {"layer4": [], "layer3": []}
     known = draw_lesions(200, 128, seed=6, strength=2.0)
     print("| precision | seed | last block | block before | by chance |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as home:
@@ -29,12 +31,12 @@ def main() -> None:
         write_twins(Path(home) / "twins")
         for precision in ("bf16", "float32"):
             for seed in range(seeds):
-                small = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3, "device": "cpu"}
+                small: dict[str, Any] = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3}
                 settings = Settings(str(Path(home) / "twins"), weights="none", seed=seed, precision=precision, **small)
                 model = train(settings, latest=False, verbose=False).model
                 cells = [precision, str(seed)]
                 for block, found in rates.items():
-                    game = pointing_game(activation_maps(model, known.images, block=block), known)
+                    game: dict[str, Any] = pointing_game(activation_maps(model, known.images, block=block), known)
                     found.append(game["accuracy"]["value"])
                     cells.append(format_interval(game["accuracy"]))
                 print(f"| {' | '.join(cells)} | {game['chance']:.3f} |", flush=True)

@@ -64,10 +64,8 @@ def project_root() -> Path:
     for folder in Path(__file__).resolve().parents:
         if (folder / "pyproject.toml").is_file():
             return folder
-    raise FileNotFoundError(
-        "xray_helpers is not in a checkout of the project: install it with `pip install -e .` there, or set XRAY_HOME "
-        "to the folder that should hold data/ and models/."
-    )
+    advice = "install it with `pip install -e .` there, or set XRAY_HOME to the folder for data/ and models/"
+    raise FileNotFoundError(f"xray_helpers is not in a checkout of the project: {advice}")
 
 
 @contextmanager
@@ -99,14 +97,18 @@ def atomic_file(path: Path, needed: int = 0) -> Iterator[Path]:
         if not full:
             raise
         size = f"{needed / 1e6:,.0f} MB" if needed else "a little space"
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full: saving {path.parent.name}/{path.name} needs {size}, and {free / 1e6:,.0f} MB are free. "
-            "What was saved before is intact; free some space and run this again.",
-        ) from None
+        what = f"saving {path.parent.name}/{path.name} needs {size}, and {free / 1e6:,.0f} MB are free"
+        advice = "What was saved before is intact; free some space and run this again."
+        raise OSError(errno.ENOSPC, f"the disk is full: {what}. {advice}") from None
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all, as `atomic_file`; the ends of its lines stay as they are."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def make_folder(folder: Path) -> Path:
@@ -153,7 +155,5 @@ def check_disk(folder: Path, needed: int, purpose: str) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free, total = shutil.disk_usage(existing).free, needed + 200_000_000
     if free < total:
-        raise OSError(
-            f"{purpose} needs {total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on this disk. Free some "
-            "space, or set XRAY_HOME to a folder on a larger disk, and run this again."
-        )
+        what = f"{purpose} needs {total / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free on this disk"
+        raise OSError(f"{what}. Free some space, or set XRAY_HOME to a folder on a larger disk, and run this again.")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xray_helpers.files import atomic_file, exit_on_error, project_root
+from xray_helpers.files import exit_on_error, project_root, write_text
 from xray_helpers.inference import probability_table, run_network
 from xray_helpers.settings import Settings, choose_device
 from xray_helpers.training.checkpoint import ModelInfo, latest_run, load_model
@@ -64,23 +64,19 @@ def predict_images(paths: Iterable[str | Path], model: Any, point: str = "0.5") 
         except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; the row says what
             return str(error) or type(error).__name__
 
-    errors, logits = [], [torch.zeros(0, info.num_outputs)]
+    errors, logits = [], torch.full((len(files), info.num_outputs), torch.nan)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), BATCH):
             found = list(pool.map(read, files[start : start + BATCH]))
             errors += [item if isinstance(item, str) else "" for item in found]
-            images = [item for item in found if not isinstance(item, str)]
+            images = {start + row: item for row, item in enumerate(found) if not isinstance(item, str)}
             if images:
-                logits.append(run_network(model, [(torch.stack(images), None)], preprocess))
-    table = probability_table(torch.cat(logits), info.classes, info.calibration)
-    if info.num_outputs == 1:
-        number = (table["probability"] >= info.operating_points[point]).astype(int)
-    else:
-        number = table.to_numpy().argmax(axis=1)
-    table.insert(0, "predicted", [info.classes[index] for index in number])
-    whole = pd.DataFrame({"path": [str(file) for file in files], "error": errors})
-    table.index = whole.index[whole["error"] == ""]
-    return whole[["path"]].join(table).assign(error=whole["error"]).fillna({"predicted": ""})
+                logits[list(images)] = run_network(model, [(torch.stack(list(images.values())), None)], preprocess)
+    table = probability_table(logits, info.classes, info.calibration)
+    values = table.to_numpy()  # two classes: probability and calibrated; else a column per class
+    number = values.argmax(axis=1) if info.num_outputs > 1 else values[:, 0] >= info.operating_points[point]
+    names = ["" if error else info.classes[int(index)] for index, error in zip(number, errors, strict=True)]
+    return pd.DataFrame({"path": [str(file) for file in files], "predicted": names}).join(table).assign(error=errors)
 
 
 def main() -> None:
@@ -90,18 +86,16 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description="Predict new images. Not a medical device.", allow_abbrev=False)
     parser.add_argument("images", type=Path, help="an image, or a folder of images")
-    parser.add_argument("--model", type=Path, help="folder of a run, or its model file (default: the newest run)")
+    parser.add_argument("--model", type=Path, default="latest", help="a run's folder or model file (default: newest)")
     parser.add_argument("--output", type=Path, default=project_root() / "reports" / "predictions.csv", help="CSV file")
     given = parser.parse_args()
     with exit_on_error():
         models = Settings.from_env().home / "models"
-        newest = given.model is None or (given.model.name == "latest" and not given.model.exists())
-        source = latest_run(models) if newest else given.model
+        source = latest_run(models) if given.model.name == "latest" and not given.model.exists() else given.model
         model: Any = load_model(source, choose_device().value)
         table = predict_images(find_images(given.images), model)
         good, broken = table[table["error"] == ""], table[table["error"] != ""]
-        with atomic_file(given.output) as partial:
-            good.drop(columns="error").to_csv(partial, index=False)
+        write_text(given.output, good.drop(columns="error").to_csv(index=False))
     counts = ", ".join(f"{name} {(good['predicted'] == name).sum():,}" for name in model.info.classes)
     print(f"{given.output.name}: {len(good):,} images, predicted {counts}; model {source.name}. Not a medical device.")
     for row in broken.itertuples():

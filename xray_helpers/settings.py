@@ -1,18 +1,15 @@
 """One place for what a run depends on: its settings, the device and precision to compute with, the random seeds."""
 
-import argparse
 import hashlib
 import json
 import os
-import random
 import re
 import shlex
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-
-import numpy as np
 
 from xray_helpers.files import project_root
 
@@ -91,13 +88,13 @@ class Settings:
         Raises:
             SystemExit: a flag is unknown or its value not possible; the reason is printed.
         """
-        parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+        parser = ArgumentParser(description=description, allow_abbrev=False, argument_default=SUPPRESS)
         for entry in fields(cls):
             text = ": ".join(filter(None, (entry.metadata["meaning"], ", ".join(entry.metadata["choices"]))))
-            flag = f"--{entry.name.replace('_', '-')}"
-            parser.add_argument(flag, metavar="VALUE", help=text, default=argparse.SUPPRESS)
+            parser.add_argument(f"--{entry.name.replace('_', '-')}", metavar="VALUE", help=text)
         try:
-            return cls(**{**_from_environment(), **_parse(vars(parser.parse_args(arguments)))})
+            given = vars(parser.parse_args(arguments))
+            return cls(**_from_environment() | {name: _parse(name, text) for name, text in given.items()})
         except ValueError as error:
             parser.error(str(error))
 
@@ -161,8 +158,7 @@ class Settings:
 
     def without_paths(self) -> dict[str, Any]:
         """All values by name, with data and weights by their names alone: notebooks and runs are shared."""
-        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)} | {"data": self.data_name}
-        return shown | {"weights": Path(self.weights).name}
+        return asdict(self) | {"data": self.data_name, "weights": Path(self.weights).name}
 
     def __str__(self) -> str:
         shown = self.without_paths() | {"fractions": "/".join(f"{100 * part:g}" for part in self.fractions)}
@@ -170,8 +166,7 @@ class Settings:
 
 
 def _refuse(name: str, value: object, expected: str) -> ValueError:
-    flag = name.replace("_", "-")
-    return ValueError(f"{name}={value!r}: {expected}. (Set by XRAY_{name.upper()}, --{flag} or make.)")
+    return ValueError(f"{name}={value!r}: {expected} (set by XRAY_{name.upper()}, --{name.replace('_', '-')} or make)")
 
 
 def given_to_make() -> dict[str, str]:
@@ -185,28 +180,22 @@ def given_to_make() -> dict[str, str]:
 
 def _from_environment() -> dict[str, Any]:
     """The settings that `XRAY_` variables give, parsed; what is given to make wins."""
-    others = ("XRAY_HOME", "XRAY_MAKE")
-    given = {key: text for key, text in os.environ.items() if key.startswith("XRAY_") and key not in others}
-    given |= given_to_make()
+    given = {**os.environ, **given_to_make()}
     names = {f"XRAY_{entry.name.upper()}": entry.name for entry in fields(Settings)}
-    unknown = sorted(given.keys() - names.keys())
+    unknown = sorted(key for key in given if key.startswith("XRAY_") and key not in (*names, "XRAY_HOME", "XRAY_MAKE"))
     if unknown:
         raise ValueError(f"{unknown[0]} names no setting; there are {', '.join(names)}")
-    return _parse({names[key]: text for key, text in given.items() if text})
+    return {name: _parse(name, given[key]) for key, name in names.items() if given.get(key)}
 
 
-def _parse(texts: dict[str, str]) -> dict[str, Any]:
-    """Text to each field's type."""
-    values: dict[str, Any] = {}
+def _parse(name: str, text: str) -> Any:
+    """The value of a field, of its default's type, from text."""
     wanted = {int: "a whole number", float: "a number", tuple: "numbers as 70/15/15"}
-    for entry in fields(Settings):
-        if (text := texts.get(entry.name)) is not None:
-            kind: Any = type(entry.default)
-            try:
-                values[entry.name] = kind(map(float, re.split(r"[/, ]+", text.strip())) if kind is tuple else text)
-            except ValueError:
-                raise _refuse(entry.name, text, f"expected {wanted[kind]}") from None
-    return values
+    kind: Any = type(getattr(Settings, name))
+    try:
+        return kind(map(float, re.split(r"[/, ]+", text.strip())) if kind is tuple else text)
+    except ValueError:
+        raise _refuse(name, text, f"expected {wanted[kind]}") from None
 
 
 def check_fractions(fractions: Sequence[float], strategy: str) -> tuple[float, ...]:
@@ -277,8 +266,6 @@ def choose_precision(precision: str, device: str) -> Choice:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's global random generators."""
-    import torch
+    from accelerate.utils import set_seed
 
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries still draw from it
-    torch.manual_seed(seed)
+    set_seed(seed)

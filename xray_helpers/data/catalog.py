@@ -1,12 +1,11 @@
 """Step 2: reading image files, a catalog with one row per image, and an audit of what the files hold."""
 
 import hashlib
-import os
 import re
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from xray_helpers.files import FOLDERS, IMAGE_SUFFIXES, atomic_file
+from xray_helpers.files import FOLDERS, IMAGE_SUFFIXES, write_text
 
 RESIZES = ("squash", "pad", "crop")
 METHOD = Image.Resampling.BILINEAR
@@ -22,10 +21,9 @@ METHOD = Image.Resampling.BILINEAR
 VERSION = 2  # raised when the same files give a different catalog, so that an older cached one is not used
 MAX_MEGAPIXELS = 32
 MODES = ("L", "RGB", "1", "P", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes with one or three channels
-COLUMNS = (
-    "path", "label", "cause", "folder", "patient_fine", "patient_coarse",
-    "width", "height", "mode", "bytes", "pixel_hash", "error", "quantisation",
-)  # fmt: skip
+# The columns that come from the file itself, and their values as long as it has not been read.
+UNREAD = {"width": 0, "height": 0, "mode": "", "bytes": 0, "pixel_hash": "", "error": "", "quantisation": 0.0}
+COLUMNS = ("path", "label", "cause", "folder", "patient_fine", "patient_coarse", *UNREAD)
 KAGGLE_COUNTS = {"train": 5216, "val": 16, "test": 624}  # images per folder in Kaggle's archive
 
 # The dataset numbers its patients with four independent counters, each of which stands for one cause.
@@ -55,12 +53,11 @@ def read_image(path: Path, size: int, resize: str = "squash") -> NDArray[np.uint
     """
     with Image.open(path) as image:
         image.draft("L", (size, size))
-        if image.mode[0] in "IF":  # more than 8 bits: 0 … 65535 becomes 0 … 255
-            levels = np.asarray(image, dtype=np.float32)
-            gray = Image.fromarray((levels / (257 if levels.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-        else:
-            gray = image.convert("L")
-    return to_square(gray, size, resize)
+        if image.mode[0] not in "IF":
+            return to_square(image.convert("L"), size, resize)
+        levels = np.asarray(image, dtype=np.float32)  # more than 8 bits: 0 … 65535 becomes 0 … 255
+    gray = (levels / (257 if levels.max() > 255 else 1)).clip(0, 255).astype(np.uint8)
+    return to_square(Image.fromarray(gray), size, resize)
 
 
 def to_square(gray: Image.Image, size: int, resize: str = "squash") -> NDArray[np.uint8]:
@@ -77,13 +74,11 @@ def to_square(gray: Image.Image, size: int, resize: str = "squash") -> NDArray[n
     Raises:
         ValueError: `resize` is unknown.
     """
+    if resize not in RESIZES:
+        raise ValueError(f"resize={resize!r}: expected squash, pad or crop")
     if resize == "squash":
         return np.asarray(gray.resize((size, size), METHOD, reducing_gap=2.0))
-    if resize == "pad":
-        return np.asarray(ImageOps.pad(gray, (size, size), METHOD))
-    if resize == "crop":
-        return np.asarray(ImageOps.fit(gray, (size, size), METHOD))
-    raise ValueError(f"resize={resize!r}: expected squash, pad or crop")
+    return np.asarray((ImageOps.pad if resize == "pad" else ImageOps.fit)(gray, (size, size), METHOD))
 
 
 def parse_name(stem: str) -> tuple[str, int] | None:
@@ -122,32 +117,24 @@ def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
     Raises:
         FileNotFoundError: `root` holds no images in such folders.
     """
-    paths = sorted(
-        path.relative_to(root).as_posix()
-        for folder in FOLDERS
-        for path in (root / folder).glob("*/*")
-        if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
-    )
+    visible = [path for folder in FOLDERS for path in (root / folder).glob("*/[!.]*")]
+    paths = sorted(path.relative_to(root).as_posix() for path in visible if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"no images in {{train,val,test}}/<class>/ under {root.name}; run notebook 01 first")
-    cached = cache / f"catalog-{_listing(root, paths)}.csv" if cache else None
+    # The cache's name holds all files' names, sizes and dates, so that it changes whenever a file does.
+    stats = ((path, (root / path).stat()) for path in paths)
+    listing = _digest([f"version {VERSION}", *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)])
+    cached = cache / f"catalog-{listing}.csv" if cache else None
     if cached and cached.is_file():
         return pd.read_csv(cached, keep_default_na=False)
     # Pillow decodes without holding Python's lock, so threads read on all cores.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a file becomes a row with an error
+    # A file that Pillow warns of as too large becomes a row with an error.
+    with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), ThreadPoolExecutor() as pool:
         rows = pool.map(lambda path: _describe(root, path), paths)
         catalog = pd.DataFrame(tqdm(rows, "reading", len(paths), leave=False, unit="image"), columns=list(COLUMNS))
     if cached:
-        with atomic_file(cached) as partial:
-            catalog.to_csv(partial, index=False)
+        write_text(cached, catalog.to_csv(index=False))
     return catalog
-
-
-def _listing(root: Path, paths: list[str]) -> str:
-    """A hash of all files' names, sizes and dates, which changes whenever a file does."""
-    stats = ((path, (root / path).stat()) for path in paths)
-    return _digest([f"version {VERSION}", *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)])
 
 
 def _digest(lines: list[str]) -> str:
@@ -158,19 +145,11 @@ def _digest(lines: list[str]) -> str:
 def _describe(root: Path, path: str) -> dict[str, object]:
     """One row of the catalog."""
     folder, label, name = path.split("/")
-    parsed = parse_name(name.rpartition(".")[0])
-    fine = f"{parsed[0]}-{parsed[1]}" if parsed else f"file-{path}"
-    return {
-        "path": path,
-        "label": label,
-        "cause": CAUSE_OF[parsed[0]] if parsed else "normal" if label == "NORMAL" else "unknown",
-        "folder": folder,
-        "patient_fine": fine,
-        "patient_coarse": f"{label}-{parsed[1]}" if parsed else fine,
-        "bytes": (root / path).stat().st_size,
-        **{"width": 0, "height": 0, "mode": "", "pixel_hash": "", "error": "", "quantisation": 0.0},
-        **_decode(root / path),
-    }
+    counter, number = parse_name(name.rpartition(".")[0]) or ("", 0)
+    cause = CAUSE_OF.get(counter, "normal" if label == "NORMAL" else "unknown")
+    fine, coarse = (f"{counter}-{number}", f"{label}-{number}") if counter else (f"file-{path}", f"file-{path}")
+    keys = {"label": label, "cause": cause, "folder": folder, "patient_fine": fine, "patient_coarse": coarse}
+    return {"path": path, **keys, **UNREAD, "bytes": (root / path).stat().st_size, **_decode(root / path)}
 
 
 def _decode(path: Path) -> dict[str, object]:
@@ -217,9 +196,8 @@ def duplicates(catalog: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Their rows, with the copies of one image next to each other.
     """
-    readable = catalog[catalog["error"] == ""]
-    repeated = readable[readable.duplicated("pixel_hash", keep=False)]
-    return repeated.sort_values(["pixel_hash", "path"], ignore_index=True)
+    readable = catalog[catalog["error"] == ""].sort_values(["pixel_hash", "path"])
+    return readable[readable.duplicated("pixel_hash", keep=False)].reset_index(drop=True)
 
 
 def audit(catalog: pd.DataFrame, expected: Mapping[str, int] = KAGGLE_COUNTS) -> pd.DataFrame:
@@ -232,23 +210,21 @@ def audit(catalog: pd.DataFrame, expected: Mapping[str, int] = KAGGLE_COUNTS) ->
     Returns:
         One row per check: check, found, expected (`""` where no value is expected), note.
     """
-    in_folder = {folder: int((catalog["folder"] == folder).sum()) for folder in FOLDERS}
     broken, readable = catalog[catalog["error"] != ""], catalog[catalog["error"] == ""]
     reasons = "; ".join(f"{row.path}: {row.error}" for row in broken.head(5).itertuples())
     differ = duplicates(catalog).groupby("pixel_hash")[["patient_fine", "folder", "label"]].nunique() > 1
-    patients, folders, labels = (int(count) for count in differ.sum())
     colour = readable.loc[readable["mode"] == "RGB", "label"].value_counts()
     unknown = int(catalog["patient_fine"].str.startswith("file-").sum())
     area = readable["width"] * readable["height"]
     ends = readable.loc[[area.idxmin(), area.idxmax()]] if len(area) else readable
     smallest, largest = [f"{row.width} × {row.height}" for row in ends.itertuples()] or ["none", "none"]
     rows: list[tuple[str, object, object, str]] = [
-        *((f"images in {folder}", count, expected.get(folder, ""), "") for folder, count in in_folder.items()),
+        *((f"images in {name}", int(catalog["folder"].eq(name).sum()), expected.get(name, ""), "") for name in FOLDERS),
         ("unreadable files", len(broken), 0, reasons),
         ("duplicate images", len(differ), "", "the exact same pixels in more than one file"),
-        ("  of these, across patients", patients, "", "by the fine key"),
-        ("  of these, across folders", folders, 0, "would leak"),
-        ("  of these, with different labels", labels, 0, "one label must be wrong"),
+        ("  of these, across patients", int(differ["patient_fine"].sum()), "", "by the fine key"),
+        ("  of these, across folders", int(differ["folder"].sum()), 0, "would leak"),
+        ("  of these, with different labels", int(differ["label"].sum()), 0, "one label must be wrong"),
         ("images in colour mode", int(colour.sum()), "", ", ".join(f"{name} {n}" for name, n in colour.items())),
         ("file names of an unknown pattern", unknown, "", "each counts as a patient of its own"),
         ("smallest image", smallest, "", "by area; width × height in pixels"),

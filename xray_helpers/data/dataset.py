@@ -83,8 +83,7 @@ def class_names(manifest: pd.DataFrame, task: str) -> tuple[str, ...]:
     column = "cause" if task == "cause" else "label"
     found = sorted(manifest[column].unique())
     classes = CLASSES.get(task, tuple(found))
-    others = [name for name in found if name not in classes]
-    if others:
+    if others := [name for name in found if name not in classes]:
         example = manifest.loc[manifest[column] == others[0], "path"].iloc[0]
         raise ValueError(
             f"task={task!r} knows {', '.join(classes)}, and this data has {', '.join(others)} too, such as {example}. "
@@ -116,8 +115,7 @@ class XrayDataset(Dataset[tuple[Tensor, Any]]):
         rows = manifest[manifest["split"] == split]
         if rows.empty:
             raise ValueError(f"split={split!r}: this manifest has {', '.join(sorted(manifest['split'].unique()))}")
-        unknown = sorted(set(rows[target]) - set(classes))
-        if unknown:
+        if unknown := sorted(set(rows[target]) - set(classes)):
             raise ValueError(f"class {unknown[0]!r} in {split} is not one of {', '.join(classes)}")
         self.cache, self.split, self.classes = cache, split, tuple(classes)
         self.paths = rows["path"].tolist()
@@ -233,25 +231,21 @@ def make_loaders(
         ValueError: a split is missing or lacks a class.
     """
     manifest = data.manifest if manifest is None else manifest
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+    if workers:
+        options |= {"persistent_workers": True, "timeout": BATCH_TIMEOUT}
 
     def load(split: str) -> DataLoader[Any]:
         dataset = XrayDataset(manifest, data.cache, split, data.classes, data.target)
-        missing = [name for name, count in dataset.counts().items() if not count]
-        if missing:
+        if missing := [name for name, count in dataset.counts().items() if not count]:
             raise ValueError(f"{split} has no image of {', '.join(missing)}: use another SPLIT or FRACTIONS")
         train = split == "train"
         order = EpochSampler(len(dataset), seed) if train else SequentialSampler(dataset)
-        return DataLoader(
-            dataset,
-            batch_size=None,  # the dataset gives whole batches
-            sampler=BatchSampler(order, batch_size, drop_last=train and len(dataset) >= batch_size),
-            # Without one of its own, a loader would draw from the global generator, and shift what comes after.
-            generator=torch.Generator().manual_seed(seed),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            timeout=BATCH_TIMEOUT if workers else 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        batches = BatchSampler(order, batch_size, drop_last=train and len(dataset) >= batch_size)
+        # Without one of its own, a loader would draw from the global generator, and shift what comes after.
+        generator = torch.Generator().manual_seed(seed)
+        # No batch size, since the dataset gives whole batches.
+        return DataLoader(dataset, batch_size=None, sampler=batches, generator=generator, **options)
 
     preprocess = Preprocess(data.cache.size, data.cache.resize)
     opened = load("test") if test else None
@@ -269,12 +263,10 @@ def worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        message = str(error)
-        if "DataLoader worker" not in message and "DataLoader timed out" not in message:
+        hung = "DataLoader timed out" in str(error)
+        if not hung and "DataLoader worker" not in str(error):
             raise
-        hung = "timed out" in message
         what = f"gave no batch for {BATCH_TIMEOUT} s" if hung else "was killed, often since memory ran out"
         raise XrayError(
-            f"A process that loads images {what}. Set WORKERS to fewer, or to 0 to load in the main process; finished "
-            "epochs are kept, and the next run continues from there."
+            f"A process that loads images {what}. Set WORKERS to fewer, or to 0 for none; finished epochs are kept."
         ) from None

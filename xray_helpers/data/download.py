@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import BadZipFile, ZipFile
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -46,28 +46,23 @@ def fetch(settings: Settings) -> Path:
     """
     target, name = settings.raw_folder, f"data/raw/{settings.data_name}"
     images, marker, source = target / "chest_xray", target / "complete.json", settings.source()
-    files.make_folder(target.parent)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with FileLock(files.make_folder(target.parent) / f".{target.name}.lock"):
         _settle(target)
         kept = json.loads(marker.read_text()) if marker.is_file() else {}
         gone = settings.data not in SOURCES and not source.exists()
         origin = kept.get("origin", "") if gone else _origin(settings)
         if kept == {"origin": origin, "files": len(_list_files(images))}:
-            files.print_once(
-                f"{name}: complete, {kept['files']:,} images" + (" (their source is gone)" if gone else "")
-            )
+            remark = " (their source is gone)" if gone else ""
+            files.print_once(f"{name}: complete, {kept['files']:,} images{remark}")
             return images
         if gone:
-            raise DownloadError(
-                f"{name} is not complete, and its source {source.name} is not there: give its path as DATA."
-            )
+            problem = f"{name} is not complete, and its source {source.name} is not there"
+            raise DownloadError(f"{problem}: give its path as DATA.")
         if target.exists() and not kept:
             raise DownloadError(f"{name} exists, but was not made here. Move it away, and give its path as the data.")
         if kept and kept["origin"] != origin and settings.data != "sample":
-            raise DownloadError(
-                f"{name} was made from other files than {source.name} now holds. Rename the source, or delete {name} "
-                f"(and data/processed/{settings.data_name}) to replace it."
-            )
+            advice = f"Rename the source, or delete {name} and data/processed/{settings.data_name} to replace it."
+            raise DownloadError(f"{name} was made from other files than {source.name} now holds. {advice}")
         if kept:
             print(f"{name}: made by another version, or files are missing; making it again")
         _build(settings, target, origin)
@@ -75,17 +70,17 @@ def fetch(settings: Settings) -> Path:
 
 
 def _settle(target: Path) -> None:
-    """Finish or undo an exchange that was cut short: without the new data in its place, the old comes back."""
-    old = target.with_name(f".{target.name}.old")
+    """Tidy up after an exchange, whole or cut short: without the new data in its place, the old comes back."""
+    old, staging = (target.with_name(f".{target.name}.{stage}") for stage in ("old", "partial"))
     if old.exists() and not target.exists():
         old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    for folder in (old, staging):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(settings: Settings, target: Path, origin: str) -> None:
     """Fill a temporary folder, mark it complete, and exchange it for the folder in place."""
     staging, start = target.with_name(f".{target.name}.partial"), time.perf_counter()
-    shutil.rmtree(staging, ignore_errors=True)
     try:
         skipped = _fill(settings, staging)
         names = list(_list_files(staging / "chest_xray"))
@@ -102,7 +97,6 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
         raise
     finally:
         _settle(target)
-        shutil.rmtree(staging, ignore_errors=True)
     spent = time.perf_counter() - start
     parts = ", ".join(f"{part} {n:,}" for part in FOLDERS if (n := sum(name.startswith(part) for name in names)))
     print(f"data/raw/{target.name}: {len(names):,} images ({parts}) in {spent:.0f} s; {skipped:,} other files left out")
@@ -179,18 +173,14 @@ def _explain(error: Exception, status: int, signed_in: bool) -> str:
     if status in (401, 403):
         problem = "refused your credentials" if signed_in else "asks for credentials"
         advice = "Renew them, or remove them: this dataset can be downloaded without any. " if signed_in else ""
-        return (
-            f"Kaggle {problem} (HTTP {status}). {advice}Create a token on kaggle.com (your picture > Settings > API), "
-            "and put it into ~/.kaggle/access_token or the variable KAGGLE_API_TOKEN, or kaggle.json into ~/.kaggle."
-        )
+        steps = "Create a token on kaggle.com (your picture > Settings > API), and put it into ~/.kaggle/access_token"
+        return f"Kaggle {problem} (HTTP {status}). {advice}{steps} or the variable KAGGLE_API_TOKEN."
     if status == 404:
         return f"Kaggle has no dataset {KAGGLE_DATASET} (HTTP 404). It may have moved; give a zip or folder instead."
     if status:
         return f"Kaggle answered HTTP {status}. Try again later; what has arrived is kept."
-    return (
-        f"Kaggle could not be reached, or the connection was cut ({type(error).__name__}). What has arrived is kept: "
-        "run this again to continue from there. With no network, use data='sample'."
-    )
+    advice = "What has arrived is kept: run this again to continue from there. With no network, use data='sample'."
+    return f"Kaggle could not be reached, or the connection was cut ({type(error).__name__}). {advice}"
 
 
 def _origin(settings: Settings) -> str:
@@ -244,23 +234,20 @@ def _open_source(source: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Cal
         return
     try:
         with ZipFile(source) as archive:
-            members = check_archive(archive, source.name)
-            yield {info.filename: (info.file_size, info.CRC) for info in members}, archive.open
+            check_archive(archive, source.name)
+            yield {info.filename: (info.file_size, info.CRC) for info in archive.infolist()}, archive.open
     except (BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: an offset before the file's start
             raise
         raise CorruptArchiveError(f"{source.name} is not a zip archive, or it is damaged ({error}).") from None
 
 
-def check_archive(archive: ZipFile, name: str) -> list[ZipInfo]:
+def check_archive(archive: ZipFile, name: str) -> None:
     """Refuse an archive that could write outside its folder or fill the disk, before anything is extracted.
 
     Args:
         archive: the open zip.
         name: what to call it in a message.
-
-    Returns:
-        Its members.
 
     Raises:
         DownloadError: an absolute name or one with `..`, a link, encryption, two members of the same name, too many
@@ -275,13 +262,10 @@ def check_archive(archive: ZipFile, name: str) -> list[ZipInfo]:
             raise DownloadError(f"{name} is encrypted; extract it yourself and give the folder instead.")
     total, packed = sum(info.file_size for info in members), sum(info.compress_size for info in members)
     if len(members) > MAX_FILES or total > MAX_BYTES or total > MAX_RATIO * max(packed, 1):
-        raise DownloadError(
-            f"{name} would unpack to {len(members):,} files of {total / 1e9:.1f} GB from {packed / 1e9:.3f} GB: "
-            "more than any set of radiographs needs. Nothing was extracted."
-        )
+        problem = f"would unpack to {len(members):,} files of {total / 1e9:.1f} GB from {packed / 1e9:.3f} GB"
+        raise DownloadError(f"{name} {problem}: more than any set of radiographs needs. Nothing was extracted.")
     if len({info.filename for info in members}) < len(members):
         raise DownloadError(f"{name} contains the same name twice; extract it yourself and give the folder instead.")
-    return members
 
 
 def choose_images(names: Iterable[str], source: str) -> dict[str, str]:
@@ -307,10 +291,8 @@ def choose_images(names: Iterable[str], source: str) -> dict[str, str]:
         if len(parts) >= 3 and parts[-3] in FOLDERS and name.lower().endswith(IMAGE_SUFFIXES) and not hidden:
             found.setdefault(parts[:-3], {})[name] = "/".join(parts[-3:])
     if not found:
-        raise DownloadError(
-            f"{source} holds no images in folders such as train/NORMAL and train/PNEUMONIA. Expected: "
-            "{train,val,test}/<class>/<image>, with images as " + ", ".join(IMAGE_SUFFIXES) + "."
-        )
+        expected = "{train,val,test}/<class>/<image>, with images as " + ", ".join(IMAGE_SUFFIXES)
+        raise DownloadError(f"{source} holds no images in folders such as train/NORMAL. Expected: {expected}.")
     chosen = found[min(found, key=lambda prefix: (len(prefix), prefix))]
     classes = {place.split("/")[1] for place in chosen.values()}
     if len(classes) < 2:

@@ -70,8 +70,7 @@ class ImageCache:
         Raises:
             KeyError: an image is not in this cache; the message names it.
         """
-        missing = [path for path in paths if path not in self.rows]
-        if missing:
+        if missing := [path for path in paths if path not in self.rows]:
             reason = self.left_out.get(missing[0], "it is not one of the files that the cache was built from")
             raise KeyError(f"{len(missing)} images are not in {self.file.name}, such as {missing[0]}: {reason}")
         return np.array([self.rows[path] for path in paths], dtype=np.int64)
@@ -106,35 +105,29 @@ def build_cache(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resi
     """
     if resize not in RESIZES:
         raise ValueError(f"resize={resize!r}: expected {', '.join(RESIZES)}")
-    paths, kind = catalog.loc[catalog["error"] == "", "path"].tolist(), f"images-{resize}-{size}"
+    paths = catalog.loc[catalog["error"] == "", "path"].tolist()
     if not paths:
         raise ValueError("the catalog holds no readable image")
-    file = make_folder(folder) / f"{kind}-{fingerprint(catalog)}-v{VERSION}.npy"
+    file = make_folder(folder) / f"images-{resize}-{size}-{fingerprint(catalog)}-v{VERSION}.npy"
     with FileLock(folder / ".images.lock"):
-        cache = _open(file)
-        if cache is None:
-            for leftover in folder.glob(".images-*.partial*"):  # of a process that was killed
-                leftover.unlink()
-            cache = _build(root, paths, file, size, resize, fingerprint(catalog))
-            for old in folder.glob(f"{kind}-*"):  # of earlier versions of these files
-                if old.stem != file.stem:
-                    old.unlink()
+        cache = _open(file) or _build(root, paths, file, size, resize, fingerprint(catalog))
+        for old in folder.glob(f"images-{resize}-{size}-*"):  # of earlier versions of these files
+            if old.stem != file.stem:
+                old.unlink()
     return cache
 
 
 def _open(file: Path) -> ImageCache | None:
     """The cache in this file, if it is whole and unchanged; None otherwise, with the reason printed."""
-    index = file.with_suffix(".json")
-    if not (file.is_file() and index.is_file()):
-        return None
     try:
-        cache = ImageCache(file=file, **json.loads(index.read_text(encoding="utf-8")))
-        if _checksum(file) == cache.checksum and len(cache.images) >= len(cache.rows):
-            return cache
-        reason = "its checksum does not match"
+        cache = ImageCache(file=file, **json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+        if _checksum(file) != cache.checksum or len(cache.images) < len(cache.rows):
+            raise ValueError("its checksum does not match")
+        return cache
+    except FileNotFoundError:  # not built so far, or not to its end
+        pass
     except (ValueError, TypeError, OSError) as error:
-        reason = str(error)
-    print(f"{file.name} cannot be used ({reason}) and is rebuilt")
+        print(f"{file.name} cannot be used ({error}) and is rebuilt")
     return None
 
 
@@ -149,16 +142,20 @@ def _checksum(file: Path) -> int:
 
 def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, catalog: str) -> ImageCache:
     """Decode all images; first the array takes its name, then the index with its checksum."""
-    start, left_out = time.perf_counter(), {}
+    start = time.perf_counter()
+    left_out: dict[str, str] = {}
+    for leftover in file.parent.glob(".images-*.partial*"):  # of a process that was killed
+        leftover.unlink()
     check_disk(file.parent, len(paths) * size * size, "the image cache")
 
-    def decode(path: str) -> NDArray[np.uint8] | str:
+    def decode(path: str) -> bytes:
         try:
-            return read_image(root / path, size, resize)
+            return read_image(root / path, size, resize).tobytes()
         except FileNotFoundError:
             raise
         except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; the row stays black
-            return str(error) or type(error).__name__
+            left_out[path] = str(error) or type(error).__name__
+            return bytes(size * size)
 
     with atomic_file(file) as partial:
         # Threads are enough: Pillow lets go of Python's lock while it decodes and resizes.
@@ -166,23 +163,18 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, cat
             shape = (len(paths), size, size)
             np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for first in tqdm(range(0, len(paths), BLOCK), "decoding", leave=False, unit="block"):
-                block = paths[first : first + BLOCK]
-                for path, image in zip(block, pool.map(decode, block), strict=True):
-                    if isinstance(image, str):
-                        left_out[path] = image
-                    target.write(bytes(size * size) if isinstance(image, str) else image.tobytes())
+                target.writelines(pool.map(decode, paths[first : first + BLOCK]))
         if len(left_out) == len(paths):
-            raise ValueError(
-                f"none of {len(paths):,} images could be decoded, such as {paths[0]}: {left_out[paths[0]]}"
-            )
+            raise ValueError(f"none of {len(paths):,} images could be decoded; {paths[0]}: {left_out[paths[0]]}")
         checksum = _checksum(partial)
     rows = {path: row for row, path in enumerate(paths) if path not in left_out}
     seconds = round(time.perf_counter() - start, 3)
-    cache = ImageCache(file, size, resize, rows, left_out, catalog, checksum, seconds)
+    # Sorted, since threads finish in any order.
+    cache = ImageCache(file, size, resize, rows, dict(sorted(left_out.items())), catalog, checksum, seconds)
     with atomic_file(file.with_suffix(".json")) as partial:
         content = {name: value for name, value in asdict(cache).items() if name != "file"}
         partial.write_text(json.dumps(content, indent=0), encoding="utf-8")
     print(f"{file.name}: {len(rows):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")
-    for path, error in left_out.items():
+    for path, error in cache.left_out.items():
         print(f"left out: {path}: {error}")
     return cache

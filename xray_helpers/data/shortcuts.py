@@ -79,11 +79,10 @@ def file_shortcuts(catalog: pd.DataFrame, target: str = "label", seed: int = 0) 
         ValueError: as `cross_validated_auc`.
     """
     width, height = catalog["width"], catalog["height"]
-    facts = pd.DataFrame({"width": width, "height": height, "aspect": width / height, "area": width * height})
-    facts["quantisation"], facts["colour mode"] = catalog["quantisation"], catalog["mode"] == "RGB"
-    facts["bytes per pixel"] = catalog["bytes"] / facts["area"]
-    sets = {name: facts[[name]] for name in facts}
-    sets |= {"file header": facts.drop(columns="bytes per pixel"), "all file facts": facts}
+    header = pd.DataFrame({"width": width, "height": height, "aspect": width / height, "area": width * height})
+    header["quantisation"], header["colour mode"] = catalog["quantisation"], catalog["mode"] == "RGB"
+    facts = header.assign(**{"bytes per pixel": catalog["bytes"] / header["area"]})
+    sets = {name: facts[[name]] for name in facts} | {"file header": header, "all file facts": facts}
     return _audit(sets, catalog, target, seed)
 
 

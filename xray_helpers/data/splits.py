@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from xray_helpers.data.catalog import fingerprint
-from xray_helpers.files import LeakError, atomic_file, print_once
+from xray_helpers.files import LeakError, print_once, write_text
 from xray_helpers.settings import FRACTIONS, Settings, check_fractions
 
 SPLITS = ("train", "val", "test")
@@ -50,10 +50,8 @@ def resplit(
     manifest = catalog[catalog["error"] == ""].sort_values("path", ignore_index=True)
     if manifest.empty:
         raise ValueError("the catalog holds no readable image")
-    if strategy == "blocked":
-        manifest = _blocked(manifest, shares, ends)
-    else:
-        manifest = (_official if strategy == "official" else _pooled)(manifest, shares, seed)
+    divide = _official if strategy == "official" else _pooled
+    manifest = _blocked(manifest, shares, ends) if strategy == "blocked" else divide(manifest, shares, seed)
     for note in unmet(manifest, shares):
         print(f"note: {note}")
     return manifest
@@ -92,10 +90,8 @@ def _official(manifest: pd.DataFrame, shares: Mapping[str, float], seed: int) ->
     """Take Kaggle's test folder as the test split and divide the patients of the other folders."""
     in_test = manifest["folder"] == "test"
     if not in_test.any():
-        raise ValueError(
-            "split='official' keeps Kaggle's test folder, and this data has none: chest_xray/test/<class>/ is missing. "
-            "Use split='pooled' or 'blocked', or the whole dataset."
-        )
+        what = "split='official' keeps Kaggle's test folder, and this data has none: chest_xray/test/<class>/"
+        raise ValueError(f"{what} is missing. Use split='pooled' or 'blocked', or the whole dataset.")
     test, rest = manifest[in_test].assign(split="test"), manifest[~in_test]
     leaks = rest["patient_fine"].isin(test["patient_fine"]) | rest["pixel_hash"].isin(test["pixel_hash"])
     if leaks.any():
@@ -118,15 +114,14 @@ def _blocked(manifest: pd.DataFrame, shares: Mapping[str, float], ends: tuple[st
         print(f"note: {unnumbered.sum()} images without a patient number stay in train")
 
     # Each patient's place in its counter, from 0 to 1: the share of images before the middle of the patient's own.
-    number = case["number"].astype(float).groupby(case["counter"])
-    place = (number.rank() - 0.5) / number.transform("count")
+    patients = case["number"].astype(float).groupby(case["counter"])
+    place = (patients.rank() - 0.5) / patients.transform("count")
     at_ends = [place < shares[ends[0]], place > 1 - shares[ends[1]]]
 
-    # Copies of an image in two blocks move all images of their patients to the block that is held out first.
-    order = ["test", "val", "train"]
-    rank = pd.Series(np.select(at_ends, [order.index(end) for end in ends], order.index("train")))
-    first = rank.groupby(_linked(manifest, ["patient_fine", "pixel_hash"])).transform("min")
-    return manifest.assign(split=np.array(order)[first])
+    # Copies of an image in two blocks move all images of their patients to the split that comes last in `SPLITS`.
+    number = pd.Series(np.select(at_ends, [SPLITS.index(end) for end in ends], SPLITS.index("train")))
+    last = number.groupby(_linked(manifest, ["patient_fine", "pixel_hash"])).transform("max")
+    return manifest.assign(split=np.array(SPLITS)[last])
 
 
 def _linked(manifest: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int_]:
@@ -200,10 +195,9 @@ def check_manifest(manifest: pd.DataFrame, key: str) -> None:
     for column, what in ((COLUMN[key], f"patients under the {key} key"), ("pixel_hash", "duplicate images")):
         leaks = manifest[manifest.groupby(column)["split"].transform("nunique") > 1]
         if len(leaks):
-            raise LeakError(
-                f"{leaks[column].nunique():,} {what} are in more than one split, such as {leaks['path'].iloc[0]} of "
-                f"patient {leaks['patient_fine'].iloc[0]}. Do not train on this."
-            )
+            path, patient = leaks.iloc[0][["path", "patient_fine"]]
+            leak = f"{leaks[column].nunique():,} {what} are in more than one split, such as {path} of patient {patient}"
+            raise LeakError(f"{leak}. Do not train on this.")
 
 
 def manifest_path(settings: Settings, catalog: pd.DataFrame) -> Path:
@@ -236,8 +230,7 @@ def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
     if not saved:
         for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
             print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
-        with atomic_file(path) as partial:
-            manifest.to_csv(partial, index=False)
+        write_text(path, manifest.to_csv(index=False))
     what = f"{'read' if saved else 'saved'}, {len(manifest):,} images"
     print_once(f"data/processed/{settings.data_name}/{path.name}: {what}")
     return manifest

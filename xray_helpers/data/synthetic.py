@@ -9,13 +9,12 @@ in patient coordinates: the origin in the middle of the chest, lengths in units 
 towards the image's right (the patient's left), y growing downwards.
 """
 
-import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,6 @@ from tqdm import tqdm
 from xray_helpers.data.catalog import CAUSE_OF
 
 Array = NDArray[Any]  # floats
-Mask = NDArray[np.bool_]
 
 CAUSES = ("normal", "bacterial", "viral")
 VERSION = 2  # raised when the same seed gives other files
@@ -55,8 +53,8 @@ class Phantom(NamedTuple):
     """One synthetic radiograph: `image` uint8, `mask` (lesion) and `lungs` bool, (H, W) each, and its cause."""
 
     image: NDArray[np.uint8]
-    mask: Mask
-    lungs: Mask
+    mask: NDArray[np.bool_]
+    lungs: NDArray[np.bool_]
     cause: str
 
 
@@ -117,15 +115,17 @@ def draw(
     lungs, density = _chest(x, y, anatomy, rng)
     added, mask = _lesion(cause, x, y, lungs, rng)
     image = _expose(density + np.float32(strength) * added, rng, exposure)
-    if marker:
-        _burn_in(image, marker)
+    if marker:  # a letter R, two of its pixels away from the edges
+        pixel = max(1, height // 70)
+        letter = np.pad(np.kron(LETTER_R, np.ones((pixel, pixel), dtype=bool)), 2 * pixel)
+        left = 0 if marker == "left" else width - letter.shape[1]
+        image[: letter.shape[0], left : left + letter.shape[1]][letter] = 250
     return Phantom(image, mask, lungs > 0.5, cause)
 
 
 def _view(rng: np.random.Generator, height: int, width: int) -> tuple[Array, Array]:
     """Patient coordinates of each pixel: a slightly turned, shifted and scaled view, (H, W) each."""
-    half = height / 2
-    columns, rows = np.meshgrid(*((np.arange(n, dtype=np.float32) - (n - 1) / 2) / half for n in (width, height)))
+    columns, rows = np.meshgrid(*((2 * np.arange(n, dtype=np.float32) - n + 1) / height for n in (width, height)))
     angle, scale = np.deg2rad(rng.normal(0, 1.5)), rng.uniform(0.97, 1.06)
     dx, dy = rng.normal(0, 0.025, size=2)
     cos, sin = np.float32(np.cos(angle) * scale), np.float32(np.sin(angle) * scale)
@@ -203,7 +203,7 @@ def _ribs(side: Array, y: Array, a: Anatomy) -> Array:
     return _step(0.62 - y, 0.10) * _step(y + 0.92, 0.05) * (back + front)
 
 
-def _lesion(cause: str, x: Array, y: Array, lungs: Array, rng: np.random.Generator) -> tuple[Array, Mask]:
+def _lesion(cause: str, x: Array, y: Array, lungs: Array, rng: np.random.Generator) -> tuple[Array, NDArray[np.bool_]]:
     """Draw what pneumonia adds to a chest.
 
     Args:
@@ -243,15 +243,6 @@ def _expose(density: Array, rng: np.random.Generator, shift: float) -> NDArray[n
     return np.asarray((255 * np.clip(level, 0, 1)).round(), dtype=np.uint8)
 
 
-def _burn_in(image: NDArray[np.uint8], side: str) -> None:
-    """Write a letter R into a top corner of `image`, in place."""
-    pixel = max(1, image.shape[0] // 70)
-    letter = np.kron(LETTER_R, np.ones((pixel, pixel), dtype=bool))
-    height, width = letter.shape
-    left = 2 * pixel if side == "left" else image.shape[1] - width - 2 * pixel
-    image[2 * pixel : 2 * pixel + height, left : left + width][letter] = 250
-
-
 def write_dataset(
     folder: Path, seed: int = 0, patients: int = 300, shortcut: bool = True, strength: float = 1.0
 ) -> pd.DataFrame:
@@ -280,10 +271,9 @@ def write_dataset(
         raise ValueError(f"patients={patients}: at least 60 are needed to fill train, val and test")
     root = folder / "chest_xray"
     cases = list(_plan(np.random.default_rng([seed, 0]), patients))
-    for part in {case.path.rpartition("/")[0] for case in cases}:
-        for kind in ("chest_xray", "masks"):
-            (folder / kind / part).mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for path in {(folder / kind / case.path).parent for case in cases for kind in ("chest_xray", "masks")}:
+        path.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor() as pool:
         written = pool.map(lambda case: _write(folder, case, seed, shortcut, strength), cases)
         rows = list(tqdm(written, "drawing", len(cases), leave=False, unit="image"))
 
@@ -315,20 +305,16 @@ def _plan(rng: np.random.Generator, patients: int) -> Iterator[_Case]:
         count, number, patient = round(share * patients), 0, 0
         for index in range(count):
             patient += 1 + int(rng.random() < 0.25)
-            in_test = begin * count <= index < end * count
-            folder = "test" if in_test else "val" if index >= count - in_val else "train"
+            folder = "test" if begin * count <= index < end * count else "val" if index >= count - in_val else "train"
             images = 1 if folder == "val" else int(rng.geometric(1 / (1 + more)))
-            for visit in range(images):
+            repeated = folder == "train" and index % 40 == 10  # the last picture again, as the patient's next number
+            for visit in range(images + repeated):
                 number = number + 1 if counter in ("bacteria", "virus") else visit + 1
-                stream += 1
-                yield _Case(path.format(folder, patient, number), counter, patient, patient, stream)
-            if folder == "train" and index % 40 == 10:  # the same picture again, as the patient's next number
-                number += 1
+                stream += visit < images
                 yield _Case(path.format(folder, patient, number), counter, patient, patient, stream)
         stream, body = stream + 2, patient // 2
         if counter == "IM":
-            name = uuid.UUID(int=int(rng.integers(1 << 62)))
-            yield _Case(f"train/NORMAL/{name}.jpeg", counter, 9000, body, stream)
+            yield _Case(f"train/NORMAL/{UUID(int=int(rng.integers(1 << 62)))}.jpeg", counter, 9000, body, stream)
         if counter == "NORMAL2":  # one picture under two patients, and a name with a third number
             for other in (patient + 1, patient + 2):
                 yield _Case(path.format("train", other, 1), counter, other, body, stream)

@@ -73,11 +73,9 @@ def to_unit(images: Tensor) -> Tensor:
     Raises:
         TypeError: neither uint8 nor floating point.
     """
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
+    if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
-    return images.float()
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 # How far each augmentation goes: degrees of rotation to either side; shift and stretch as part of the side; exposure as
@@ -230,11 +228,10 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     cosine = torch.cos((2 * frequency + 1) * frequency[:, None] * math.pi / 16) / 2  # (frequency, position)
     cosine[0] /= math.sqrt(2)
     transform = torch.kron(cosine, cosine)  # (64, 64): of a block's 8×8 pixels
-    percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
-    table = images.new_tensor(LUMINANCE).view(1, 64, 1) * percent.view(-1, 1, 1)
-    table = ((table + 50) / 100).floor().clamp(1, 255)  # (B, 64, 1)
+    percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).view(-1, 1, 1)
+    table = ((images.new_tensor(LUMINANCE).view(64, 1) * percent + 50) / 100).floor().clamp(1, 255)  # (B, 64, 1)
     padded = functional.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
-    coefficients = transform @ functional.unfold(padded, 8, stride=8)  # (B, 64, blocks)
-    coefficients.div_(table).round_().mul_(table)
+    # Quantised, (B, 64, blocks).
+    coefficients = (transform @ functional.unfold(padded, 8, stride=8)).div_(table).round_().mul_(table)
     pixels = functional.fold(transform.T @ coefficients, padded.shape[2:], 8, stride=8)
     return pixels.add_(128).round_().clamp_(0, 255).div_(255)[:, :, :height, :width]

@@ -18,10 +18,8 @@ def main() -> None:
         for split in ("val", "test"):
             found = evaluate_run(folder, split, model, data)
             rule, at = next(iter(found["at"].items()))
-            print(
-                f"{split}: n = {found['n']:,} of {found['patients']:,} patients, {found['protocol']}; "
-                f"AUC {format_interval(found['auc'], 4)}, accuracy at {rule} {format_interval(at['accuracy'], 4)}"
-            )
+            skill = f"AUC {format_interval(found['auc'], 4)}, accuracy at {rule} {format_interval(at['accuracy'], 4)}"
+            print(f"{split}: n = {found['n']:,} of {found['patients']:,} patients, {found['protocol']}; {skill}")
         write_card(folder)
         description = data.settings.data_description
         print(f"models/{folder.name}: {METRICS}, {CARD}. These are {description}. Not a medical device.")

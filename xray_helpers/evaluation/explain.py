@@ -1,7 +1,6 @@
 """Where a network looks: maps of its evidence, how often they point at a lesion, and what it knows from the borders."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,6 @@ from captum.attr import LayerGradCam
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation
-from scipy.special import expit
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
@@ -53,8 +51,7 @@ def enlarge(maps: Tensor, size: int) -> Tensor:
     return nn.functional.interpolate(maps.unsqueeze(1), (size, size), mode="bicubic").squeeze(1)
 
 
-@dataclass(frozen=True)
-class Lesions:
+class Lesions(NamedTuple):
     """Synthetic radiographs whose lesions are known: images uint8 (N, 1, S, S); lesions and lungs bool (N, S, S)."""
 
     images: Tensor
@@ -73,10 +70,8 @@ def draw_lesions(count: int, size: int, seed: int, resize: str = "squash", stren
         strength: how dense the lesions are.
     """
     phantoms = [draw("bacterial", np.random.default_rng((seed, number)), strength=strength) for number in range(count)]
-    images, lesions, lungs = (
-        np.stack([to_square(Image.fromarray(getattr(each, name)).convert("L"), size, resize) for each in phantoms])
-        for name in ("image", "mask", "lungs")
-    )
+    parts = [[to_square(Image.fromarray(part).convert("L"), size, resize) for part in each[:3]] for each in phantoms]
+    images, lesions, lungs = np.array(parts).swapaxes(0, 1)  # (N, S, S) each
     return Lesions(torch.from_numpy(images).unsqueeze(1), lesions > 127, lungs > 127)
 
 
@@ -121,8 +116,7 @@ def occlude(images: Tensor, part: str) -> Tensor:
     """
     if part not in PARTS:
         raise ValueError(f"part={part!r}: expected one of {', '.join(PARTS)}")
-    size = images.shape[-1]
-    place = (torch.arange(size) + 0.5) / size
+    place = (torch.arange(images.shape[-1]) + 0.5) / images.shape[-1]
     edge = torch.minimum(place, 1 - place)  # distance from the nearer edge, as part of the side
     frame = torch.minimum(edge[:, None], edge) < FRAME  # (S, S)
     corners = torch.maximum(edge[:, None], edge) < CORNER
@@ -137,7 +131,7 @@ def log_odds(logits: Tensor) -> Tensor:
     return logits[:, 1:].double().logsumexp(dim=1) - logits[:, 0].double()
 
 
-def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: Sequence[object]) -> pd.DataFrame:
+def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: ArrayLike) -> pd.DataFrame:
     """What is left of a model's skill when corners or borders are hidden, and when only they are left.
 
     Lungs lie inside the frame (the outer tenth of each side). A model that needs only lungs loses nothing without it,
@@ -158,7 +152,7 @@ def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: S
         batches = ((occlude(batch, part), None) for batch in images.split(BATCH))
         logits = log_odds(run_network(model, batches, model.info.preprocess)).numpy()
         whole = logits if part == PARTS[0] else whole
-        auc = auc_interval(truth, expit(logits), patients)
+        auc = auc_interval(truth, logits, patients)
         moved, turned = np.abs(logits - whole).mean(), ((logits >= 0) != (whole >= 0)).mean()
         rows.append((part, auc["value"], auc["low"], auc["high"], float(moved), float(turned)))
     return pd.DataFrame(rows, columns=["part", "auc", "low", "high", "moved", "turned"])

@@ -9,12 +9,12 @@ import jinja2
 import pandas as pd
 from torch import nn
 
-from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data, worker_errors
-from xray_helpers.files import CheckpointError, atomic_file
+from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data
+from xray_helpers.files import CheckpointError, write_text
 from xray_helpers.inference import Transform, prediction_table, run_network
 from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval
 from xray_helpers.settings import Settings, choose_device, choose_precision
-from xray_helpers.training.checkpoint import CARD, ModelInfo, load_model
+from xray_helpers.training.checkpoint import BEST, CARD, HISTORY, load_model
 
 METRICS = "metrics.json"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "accelerate", "kornia")
@@ -36,31 +36,27 @@ def run_settings(folder: Path) -> Settings:
         raise CheckpointError(f"{folder.name}/settings.json cannot be read ({error}); train again") from None
 
 
-def load_run(folder: str | Path) -> tuple[Any, PreparedData]:
+def load_run(folder: str | Path, model: Any = None, data: PreparedData | None = None) -> tuple[Any, PreparedData]:
     """A finished run's best model, on the device that is there, and the data that it was trained on.
+
+    Args:
+        folder: of the run.
+        model: from `load_model` or `Run.model`; read from the folder when None.
+        data: from `prepare_data`; prepared as `settings.json` says when None.
 
     Raises:
         CheckpointError: the run is not finished; its images changed or are others; or its files are of two runs.
         XrayError, ValueError, OSError: as `prepare_data`.
     """
     folder = Path(folder)
-    model: Any = load_model(folder, choose_device().value)
-    data = prepare_data(run_settings(folder))
-    check_run(folder, model.info, data)
-    return model, data
+    model = model or load_model(folder, choose_device().value)
+    data, info = data or prepare_data(run_settings(folder)), model.info
 
-
-def check_run(folder: Path, info: ModelInfo, data: PreparedData) -> None:
-    """Refuse to judge a model on other images than it was trained on, or in a folder of another run.
-
-    Raises:
-        CheckpointError: the images changed or are others; or the model and `settings.json` are of different runs.
-    """
+    # A model is not judged on other images than it was trained on, nor in the folder of another run.
     if data.fingerprint != info.fingerprint:
-        raise CheckpointError(
-            f"{folder.name} was trained on other files: their fingerprint is {info.fingerprint}, and that of "
-            f"data/raw/{data.settings.data_name} is {data.fingerprint}. Bring the old files back, or train again."
-        )
+        now = f"that of data/raw/{data.settings.data_name} is {data.fingerprint}"
+        found = f"was trained on other files: their fingerprint is {info.fingerprint}, and {now}"
+        raise CheckpointError(f"{folder.name} {found}. Bring the old files back, or train again.")
     pairs: dict[str, tuple[object, object]] = {"classes": (info.classes, data.classes)}
     if info.preprocess:
         pairs["image_size"] = (info.preprocess.size, data.cache.size)
@@ -71,10 +67,9 @@ def check_run(folder: Path, info: ModelInfo, data: PreparedData) -> None:
             pairs[name] = (getattr(settings, name), getattr(data.settings, name))
     for name, (saved, prepared) in pairs.items():
         if saved != prepared:
-            raise CheckpointError(
-                f"{folder.name}/best.safetensors has {name} {saved}, its settings or data have {prepared}: they "
-                "are of two runs. Copy the folder again, or train again."
-            )
+            found = f"{folder.name}/{BEST} has {name} {saved}, its settings or data have {prepared}"
+            raise CheckpointError(f"{found}: they are of two runs. Copy the folder again, or train again.")
+    return model, data
 
 
 def evaluate_run(
@@ -103,21 +98,17 @@ def evaluate_run(
     if split not in ("val", "test"):
         raise ValueError(f"split={split!r}: expected val or test")
     folder = Path(folder)
-    network: Any = model or load_model(folder, choose_device().value)
-    data, info = data or prepare_data(run_settings(folder)), network.info
-    check_run(folder, info, data)
-    preprocess = preprocess or info.preprocess
+    network, data = load_run(folder, model, data)
+    info, preprocess = network.info, preprocess or network.info.preprocess
     if preprocess is None:
         raise ValueError(f"{folder.name} was trained with preprocessing of your own: pass the function as preprocess=")
 
     # Predict in float32, and keep the predictions.
     loaders = make_loaders(data, test=split == "test")
     loader, dataset = (loaders.test, loaders.test_set) if split == "test" else (loaders.val, loaders.val_set)
-    with worker_errors():
-        logits = run_network(network.eval(), loader, preprocess)
+    logits = run_network(network.eval(), loader, preprocess)
     table = prediction_table(dataset.paths, dataset.labels, logits, info.classes, info.calibration)
-    with atomic_file(folder / f"predictions-{split}.csv") as partial:
-        table.to_csv(partial, index=False)
+    write_text(folder / f"predictions-{split}.csv", table.to_csv(index=False))
 
     # Judge them, with intervals over patients.
     patients = data.manifest.set_index("path").loc[dataset.paths, "patient_coarse"]
@@ -126,16 +117,12 @@ def evaluate_run(
     found = {"protocol": f"{data.settings.split} split, patients apart", **judged}
     if info.num_outputs == 1:
         found["calibrated"] = calibration(table["truth"], table["calibrated"], Bootstrap(patients))
-    _write_metrics(folder, split, found, info, data)
-    return found
 
-
-def _write_metrics(folder: Path, split: str, found: dict[str, Any], info: ModelInfo, data: PreparedData) -> None:
-    """Put a split's numbers into `metrics.json`, beside those of the other split, and what they depend on."""
+    # Write them beside those of the other split, with what they depend on.
     file, settings = folder / METRICS, folder / "settings.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"val": {}, "test": {}}
     saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else data.settings.without_paths()
-    history = pd.read_csv(folder / "history.csv").groupby("stage")["seconds"].sum()
+    spent = pd.read_csv(folder / HISTORY).groupby("stage")["seconds"].sum().round(1)
     device = choose_device(saved["device"]).value
     content |= {
         split: found,
@@ -146,14 +133,10 @@ def _write_metrics(folder: Path, split: str, found: dict[str, Any], info: ModelI
         "device": device,
         "precision": choose_precision(saved["precision"], device).value,
         "versions": {name: version(name) for name in PACKAGES},
-        "seconds": {
-            "store": data.cache.seconds,
-            "head": round(history.get("head", 0.0), 1),
-            "fine_tune": round(history["fine-tune"], 1),
-        },
+        "seconds": {"store": data.cache.seconds, "head": spent.get("head", 0.0), "fine_tune": spent["fine-tune"]},
     }
-    with atomic_file(file) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=1) + "\n")
+    return found
 
 
 def write_card(folder: str | Path, model: nn.Module | None = None) -> str:
@@ -170,13 +153,11 @@ def write_card(folder: str | Path, model: nn.Module | None = None) -> str:
         CheckpointError: the run was not judged yet.
     """
     folder = Path(folder)
-    network: Any = model or load_model(folder)
-    info, file = network.info, folder / METRICS
+    info, file = (model or load_model(folder)).info, folder / METRICS
     if not file.is_file() or not (found := json.loads(file.read_text(encoding="utf-8")))["test"]:
         raise CheckpointError(f"{folder.name} was not judged yet: run make evaluate, or notebook 06")
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent))  # noqa: S701 - it is no HTML
     templates.filters["interval"] = format_interval
     card = templates.get_template("model_card.md.j2").render(found, name=folder.name, info=info) + "\n"
-    with atomic_file(folder / CARD) as partial:
-        partial.write_text(card, encoding="utf-8")
+    write_text(folder / CARD, card)
     return card

@@ -1,7 +1,7 @@
 """95% intervals by bootstrap over patients, computed for many draws at once from the weight of each image per draw."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,6 @@ from scipy.stats import binomtest
 
 Array = NDArray[Any]
 Interval = dict[str, Any]  # value, low, high; None where there is no finite number
-Patients: TypeAlias = Sequence[object] | pd.Series  # the patient of each image
 DRAWS = 2000
 BATCH = 200  # draws held in memory at once
 
@@ -29,7 +28,7 @@ class Bootstrap:
         ValueError: there is no image, or an image has no patient.
     """
 
-    def __init__(self, patients: Patients, draws: int = DRAWS, seed: int = 0) -> None:
+    def __init__(self, patients: ArrayLike, draws: int = DRAWS, seed: int = 0) -> None:
         self.patient_index = pd.factorize(pd.Series(patients))[0]  # (N,)
         if not len(self.patient_index) or self.patient_index.min() < 0:
             raise ValueError("a bootstrap over patients needs at least one image, and a patient for each image")
@@ -37,6 +36,7 @@ class Bootstrap:
         counts = np.random.default_rng(seed).multinomial(self.patients, [1 / self.patients] * self.patients, draws)
         self.counts = counts.astype(float)  # how often each patient occurs in each draw, (draws, patients)
 
+    @np.errstate(invalid="ignore", divide="ignore")
     def interval(self, statistic: Callable[[Array], Array], draws: int | None = None) -> Interval:
         """A statistic of the images with its 95% percentile interval; draws where it is undefined are left out.
 
@@ -60,10 +60,8 @@ class Bootstrap:
 
     def ratio(self, numerator: ArrayLike, denominator: ArrayLike = 1) -> Interval:
         """The ratio of two sums over images, (N,) each, with its interval; without a denominator, the mean."""
-        above = np.asarray(numerator, dtype=float)
-        below = np.broadcast_to(np.asarray(denominator, dtype=float), above.shape)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.interval(lambda weights: (weights @ above) / (weights @ below))
+        above, below = (part.astype(float) for part in np.broadcast_arrays(numerator, denominator))
+        return self.interval(lambda weights: (weights @ above) / (weights @ below))
 
     def share(self, hits: ArrayLike, denominator: ArrayLike = 1) -> Interval:
         """A share with its interval, as `ratio`, for hits and denominators that are 0 or 1.
@@ -131,9 +129,8 @@ def weighted_precision(positive: Array, score: Array, weights: Array) -> Array:
     return np.asarray(np.nan_to_num(ups * hits / (hits + np.cumsum(downs, axis=1))).sum(axis=1) / hits[:, -1])
 
 
-def _weight_per_level(positive: Array, score: Array, weights: Array) -> tuple[Array, Array]:
+def _weight_per_level(positive: Array, score: Array, weights: Array) -> list[Array]:
     """Weight of class 1 and of class 0 at each distinct score, lowest score first, (D, levels) each."""
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    ups, downs = ((weights * part)[:, order] for part in (positive, ~positive))
-    return np.add.reduceat(ups, starts, axis=1), np.add.reduceat(downs, starts, axis=1)
+    return [np.add.reduceat((weights * part)[:, order], starts, axis=1) for part in (positive, ~positive)]

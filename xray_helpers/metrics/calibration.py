@@ -11,8 +11,6 @@ from sklearn.metrics import roc_curve
 
 from xray_helpers.metrics.bootstrap import Array, Bootstrap, Interval
 
-FITTED_DRAWS = 200  # bootstrap draws for which slope and intercept are fitted
-
 
 def platt(truth: ArrayLike, logits: ArrayLike) -> dict[str, float]:
     """Slope and intercept that turn logits into calibrated log-odds (Platt 1999); fit on validation only.
@@ -71,14 +69,10 @@ def operating_points(truth: ArrayLike, probability: ArrayLike, target: float = 0
     if len(np.unique(labels)) < 2:
         raise ValueError("an operating point needs images of both classes")
     misses, hits, levels = roc_curve(labels, chance, drop_intermediate=False)
-    # roc_curve's first level is infinity, where nothing is found. The threshold of a level lies midway to the next.
-    thresholds = (levels + np.append(levels[1:], 0)) / 2
-    best = int(np.argmax(hits - misses))
-    return {
-        "0.5": 0.5,
-        "chosen": float(thresholds[best]) if best else 0.5,
-        f"sensitivity {target:g}": float(thresholds[np.argmax(hits >= target)]),
-    }
+    thresholds = (levels + np.append(levels[1:], 0)) / 2  # the threshold of a level lies midway to the next
+    thresholds[0] = 0.5  # roc_curve's first level is infinity, where nothing is found
+    chosen, sensitive = (float(thresholds[np.argmax(quality)]) for quality in (hits - misses, hits >= target))
+    return {"0.5": 0.5, "chosen": chosen, f"sensitivity {target:g}": sensitive}
 
 
 def ece(truth: ArrayLike, probability: ArrayLike, bins: int = 10) -> float:
@@ -115,7 +109,7 @@ def calibration(truth: ArrayLike, probability: ArrayLike, bootstrap: Bootstrap) 
     figures = {"brier": bootstrap.ratio((chance - labels) ** 2), "ece": {"value": ece(labels, chance)}}
     for name, fit in (("calibration_slope", _slope), ("calibration_intercept", _intercept)):
         fit_each_draw = partial(np.apply_along_axis, partial(fit, labels, logits), 1)
-        figures[name] = bootstrap.interval(fit_each_draw, FITTED_DRAWS)
+        figures[name] = bootstrap.interval(fit_each_draw, draws=200)  # fits are slow
     return figures
 
 

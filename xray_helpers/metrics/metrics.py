@@ -9,16 +9,16 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 from sklearn.metrics import confusion_matrix
-from sklearn.utils import assert_all_finite, check_consistent_length
+from sklearn.utils import check_array, check_consistent_length
 
-from xray_helpers.metrics.bootstrap import DRAWS, Array, Bootstrap, Interval, Patients, weighted_auc, weighted_precision
+from xray_helpers.metrics.bootstrap import DRAWS, Array, Bootstrap, Interval, weighted_auc, weighted_precision
 from xray_helpers.metrics.calibration import calibration, check_binary
 
 Columns = list[tuple[Array, Array]]
 
 
 def auc_interval(
-    truth: ArrayLike, scores: ArrayLike, patients: Patients, draws: int = DRAWS, seed: int = 0
+    truth: ArrayLike, scores: ArrayLike, patients: ArrayLike, draws: int = DRAWS, seed: int = 0
 ) -> Interval:
     """Area under the ROC curve, with its 95% interval by bootstrap over patients.
 
@@ -43,7 +43,7 @@ def auc_interval(
 def evaluate(
     truth: ArrayLike,
     probability: ArrayLike,
-    patients: Patients | None = None,
+    patients: ArrayLike | None = None,
     points: Mapping[str, float] = {"0.5": 0.5},
     classes: Sequence[str] = (),
     draws: int = DRAWS,
@@ -88,13 +88,12 @@ def evaluate(
         at = {name: {"threshold": t} | decisions(labels == 1, table >= t, bootstrap) for name, t in points.items()}
         return found | calibration(labels, table, bootstrap) | {"at": at}
     decided = table.argmax(axis=1)
-    confusion = confusion_matrix(labels, decided, labels=range(len(columns))).tolist()
-    at = {"argmax": {"accuracy": bootstrap.share(decided == labels), "confusion": confusion}}
+    answers = {"accuracy": bootstrap.share(decided == labels), "confusion": confusion_matrix(labels, decided).tolist()}
     each = {
         name: _ranking([columns[number]], bootstrap) | decisions(labels == number, decided == number, bootstrap)
         for number, name in enumerate(classes or map(str, range(len(columns))))
     }
-    return found | {"at": at, "classes": each}
+    return found | {"at": {"argmax": answers}, "classes": each}
 
 
 def decisions(positive: Array, decided: Array, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -147,11 +146,10 @@ def scores(truth: ArrayLike, probability: ArrayLike) -> dict[str, float]:
     }
 
 
-def check_scores(truth: ArrayLike, values: ArrayLike, patients: Patients | None) -> tuple[Array, Array]:
+def check_scores(truth: ArrayLike, values: ArrayLike, patients: ArrayLike | None) -> tuple[Array, Array]:
     """Labels and scores as arrays, of the same length as the patients, finite, with images of every class."""
-    labels, table = np.asarray(truth), np.asarray(values, dtype=float)
+    labels, table = np.asarray(truth), check_array(values, ensure_2d=False, dtype=float, input_name="scores")
     check_consistent_length(labels, table, patients)
-    assert_all_finite(table, input_name="scores")
     classes = list(range(2 if table.ndim == 1 else table.shape[1]))
     if np.unique(labels).tolist() != classes or len(classes) < 2:
         raise ValueError(f"labels must be the class numbers {classes}: two at least, with images of every class")
@@ -191,7 +189,7 @@ def subgroups(
 
 
 def compare(
-    truth: ArrayLike, first: ArrayLike, second: ArrayLike, patients: Patients, draws: int = DRAWS, seed: int = 0
+    truth: ArrayLike, first: ArrayLike, second: ArrayLike, patients: ArrayLike, draws: int = DRAWS, seed: int = 0
 ) -> pd.DataFrame:
     """Two runs on the same images: how much better the second is, by paired bootstrap over patients.
 
@@ -223,15 +221,14 @@ def compare(
 
 
 def rank_correlation(
-    first: ArrayLike, second: ArrayLike, patients: Patients, draws: int = DRAWS, seed: int = 0
+    first: ArrayLike, second: ArrayLike, patients: ArrayLike, draws: int = DRAWS, seed: int = 0
 ) -> Interval:
     """Spearman's rank correlation with its 95% interval by bootstrap over patients; None where one is constant."""
     ranks = [rankdata(values) for values in (first, second)]
 
     def correlation(weights: Array) -> Array:
         x, y = (np.sqrt(weights) * (rank - (weights @ rank / weights.sum(axis=1))[:, None]) for rank in ranks)
-        with np.errstate(invalid="ignore"):
-            return np.asarray((x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
+        return np.asarray((x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
 
     return Bootstrap(patients, draws, seed).interval(correlation)
 

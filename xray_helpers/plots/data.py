@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
 from xray_helpers.plots.style import BAD, GOOD, NEUTRAL, describe, new_axes, palette, sentences, styles
@@ -63,19 +62,18 @@ def balance(counts: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
         title: title of the figure.
         ax: where to draw; a new figure by default.
     """
-    colours, totals = palette(counts), counts.sum(axis=1)
+    ax, colours, totals = ax or new_axes(0.55 * len(counts) + 1.6), palette(counts), counts.sum(axis=1)
     shares = counts[list(colours)].div(totals, axis=0)
-    style = {"stacked": True, "width": 0.8, "color": colours, "edgecolor": "white"}
-    axes = shares.plot.barh(ax=ax or new_axes(0.55 * len(counts) + 1.6), **style)
-    for bars in axes.containers:
-        for bar in bars:
-            bar.set_hatch(HATCHES.get(bars.get_label(), ""))
-        axes.bar_label(bars, fmt="{:.1%}", label_type="center", fontsize=9, bbox=WHITE_BOX)
-    axes.set(xlim=(0, 1), xlabel="share of the split's images", ylabel="")
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    starts = shares.cumsum(axis=1) - shares
+    for name, shade in colours.items():
+        style: dict[str, Any] = {"color": shade, "edgecolor": "white", "hatch": HATCHES.get(name), "label": name}
+        bars = ax.barh(range(len(shares)), shares[name], left=starts[name], **style)
+        ax.bar_label(bars, fmt="{:.1%}", label_type="center", fontsize=9, bbox=WHITE_BOX)
+    ax.set(xlim=(0, 1), xlabel="share of the split's images")
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     parts = [f"{split}: " + ", ".join(f"{name} {row[name]:.1%}" for name in shares) for split, row in shares.iterrows()]
-    return _label_rows(axes, [f"{split}\n{total:,} images" for split, total in totals.items()], title, parts)
+    return _label_rows(ax, [f"{split}\n{total:,} images" for split, total in totals.items()], title, parts)
 
 
 def share_intervals(table: pd.DataFrame, title: str, xlabel: str = "share of images", ax: Axes | None = None) -> Axes:
@@ -182,8 +180,8 @@ def scatter(frame: pd.DataFrame, x: str, y: str, by: str, title: str, ax: Axes |
     ax, parts = ax or new_axes(4.2), []
     for name, shade, marker, _ in styles(palette(frame[by])):
         rows = frame[frame[by] == name]
-        points: dict[str, Any] = {"s": 20, "alpha": 0.7, "linewidth": 0.3, "edgecolor": "black", "marker": marker}
-        sns.scatterplot(rows, x=x, y=y, color=shade, label=f"{name} (n = {len(rows):,})", ax=ax, **points)
+        label = f"{name} (n = {len(rows):,})"
+        ax.scatter(rows[x], rows[y], s=20, c=shade, marker=marker, alpha=0.7, lw=0.3, edgecolor="black", label=label)
         parts.append(f"{name} median {x} {rows[x].median():.0f}, {y} {rows[y].median():.0f}")
     ax.legend(frameon=False)
-    return describe(ax, title, parts)
+    return describe(ax, title, parts, xlabel=x, ylabel=y)

@@ -27,14 +27,13 @@ def rate_sweep(found: pd.DataFrame, chosen: float, title: str, ax: Axes | None =
         ax: where to draw; a new figure by default.
     """
     ax, least = ax or new_axes(3.2), found.loc[found["smoothed"].idxmin()]
-    ax.plot(found["learning_rate"], found["loss"], color=NEUTRAL, linewidth=1, label="each step")
-    ax.plot(found["learning_rate"], found["smoothed"], color=GOOD, linewidth=2.5, label="smoothed")
+    ax.semilogx(found["learning_rate"], found["loss"], color=NEUTRAL, linewidth=1, label="each step")
+    ax.semilogx(found["learning_rate"], found["smoothed"], color=GOOD, linewidth=2.5, label="smoothed")
     ax.axvline(chosen, color=BAD, linestyle="--", label=f"in use: {chosen:.0e}")
     ax.legend(frameon=False)
     parts = [f"least smoothed loss {least['smoothed']:.3f} at {least['learning_rate']:.1e}", f"in use {chosen:.0e}"]
-    ax.set(xscale="log", xlabel="learning rate of the head (logarithmic)", ylabel="training loss")
     ax.set_ylim(0, 3 * found["smoothed"].median())  # an exploding loss would leave everything else flat
-    return describe(ax, title, parts)
+    return describe(ax, title, parts, xlabel="learning rate of the head (logarithmic)", ylabel="training loss")
 
 
 def training_curves(history: pd.DataFrame, title: str) -> Figure:
@@ -75,11 +74,10 @@ def operating_curves(truth: Array, probability: Array, points: Points, positive:
     parts = []
     for name, shade, marker, _ in styles(dict.fromkeys(points, BAD)):
         hits, rejections, precision = (points[name][key]["value"] for key in ("sensitivity", "specificity", "ppv"))
-        style: dict[str, Any] = {"color": shade, "ms": 10, "markeredgecolor": "black", "clip_on": False}
-        style["label"] = f"{name}: p ≥ {points[name]['threshold']:.3g}"
-        left.plot(1 - rejections, hits, marker, **style)
-        if precision is not None:
-            right.plot(hits, precision, marker, **style)
+        label = f"{name}: p ≥ {points[name]['threshold']:.3g}"
+        for ax, x, y in ((left, 1 - rejections, hits), (right, hits, precision)):
+            if y is not None:
+                ax.plot(x, y, marker, color=shade, ms=10, markeredgecolor="black", clip_on=False, label=label)
         parts.append(f"{name} sensitivity {hits:.3f}, specificity {rejections:.3f}")
     found, missed = f"sensitivity ({positive} found)", f"1 − specificity (others called {positive})"
     describe(left, "ROC curve", parts, xlabel=missed, ylabel=found, aspect="auto")

@@ -1,7 +1,6 @@
 """Figures that show radiographs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -67,9 +66,9 @@ def overlays(
         outlines: masks to draw the edge of, bool (N, H, W), such as known lesions.
     """
     figure, limit = gallery(list(images), titles, heading), max(float(np.nanmax(np.abs(maps))), 1e-6)
-    tint: dict[str, Any] = {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit, "alpha": 0.45, "interpolation": "bicubic"}
     for number, (ax, evidence) in enumerate(zip(figure.axes, maps, strict=False)):
-        ax.imshow(evidence, extent=ax.images[0].get_extent(), **tint)
+        tint = ax.imshow(evidence, cmap="PuOr_r", vmin=-limit, vmax=limit, alpha=0.45, interpolation="bicubic")
+        tint.set_extent(ax.images[0].get_extent())  # over the whole image
         if outlines is not None:
             ax.contour(outlines[number], levels=[0.5], colors="white", linewidths=1.5)
         top, left = (np.array(np.unravel_index(np.nanargmax(evidence), evidence.shape)) + 0.5) / evidence.shape

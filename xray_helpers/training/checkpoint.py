@@ -84,10 +84,8 @@ def save_model(folder: Path, model: nn.Module, info: ModelInfo) -> None:
     Raises:
         OSError: the disk is full; the message names the space needed, and the old file is intact.
     """
-    weights = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.state_dict().items()
-    }
+    state, layout = model.state_dict(), torch.contiguous_format
+    weights = {name: value.cpu().clone(memory_format=layout) for name, value in state.items()}
     facts = json.dumps({"version": VERSION, **asdict(info)})
     metadata = {"facts": facts, "sha256": _digest(weights, facts)}
     with atomic_file(folder / BEST, tensor_bytes(weights)) as partial:
@@ -115,9 +113,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], ModelInfo]:
             raise CheckpointError(_damaged(file, "its checksum does not match"))
         facts = json.loads(metadata["facts"])
         _check_version(facts.pop("version"), file)
-        preprocess = facts.pop("preprocess")
-        facts["preprocess"] = Preprocess(**preprocess) if preprocess else None
-        return weights, ModelInfo(**facts | {"classes": tuple(facts["classes"])})
+        preprocess = Preprocess(**facts["preprocess"]) if facts["preprocess"] else None
+        return weights, ModelInfo(**facts | {"classes": tuple(facts["classes"]), "preprocess": preprocess})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(_damaged(file, error)) from None
 
@@ -148,8 +145,7 @@ def load_model(folder_or_file: str | Path, device: str = "cpu", into: nn.Module 
         raise CheckpointError(f"{name} was trained as {info.arch}: make one, and call load_model(file, into=model)")
     if into is None:
         with torch.device("meta"):  # nothing is drawn from the random generator for weights that are replaced
-            into = build_model(info.arch, info.num_outputs, "none")
-        into.to_empty(device="cpu")
+            into = build_model(info.arch, info.num_outputs, "none").to_empty(device="cpu")
     if reason := misfit(into.state_dict(), weights):
         raise CheckpointError(f"{name} does not fit {info.arch} for {info.num_outputs} outputs: {reason}")
     into.load_state_dict(weights)
@@ -207,10 +203,8 @@ def resume(folder: str | Path, identity: Mapping[str, Any] | None = None) -> dic
     try:
         with zipfile.ZipFile(file) as archive:
             if broken := archive.testzip():  # torch.load does not look at the checksums that torch.save writes
-                raise CheckpointError(_damaged(file, f"the checksum of {broken} does not match"))
+                raise zipfile.BadZipFile(f"the checksum of {broken} does not match")
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to run it
         reason = "it holds more than tensors and plain values, which could run code, and was not opened"
         raise CheckpointError(_damaged(file, reason)) from None
@@ -226,10 +220,9 @@ def resume(folder: str | Path, identity: Mapping[str, Any] | None = None) -> dic
     for name, value in (identity or {}).items():
         before = state["identity"].get(name)
         if before != value:
-            raise CheckpointError(
-                f"models/{file.parent.name}/{LAST} was trained with another {name} ({before}, now {value}). Start over "
-                "with --fresh (in a notebook: fresh=True), or choose another folder."
-            )
+            change = f"models/{file.parent.name}/{LAST} was trained with another {name} ({before}, now {value})"
+            advice = "Start over with --fresh (in a notebook: fresh=True), or choose another folder."
+            raise CheckpointError(f"{change}. {advice}")
     return state
 
 
@@ -250,8 +243,7 @@ def lock_run_folder(folder: Path, accelerator: Accelerator) -> Iterator[None]:
                 partial.unlink()  # of a process that was killed while saving
             yield
     except Timeout:
-        reason = f"another process is training in models/{folder.name}; wait for it, or stop it"
-        raise CheckpointError(reason) from None
+        raise CheckpointError(f"another process is training in models/{folder.name}; wait for it, or stop it") from None
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             print(f"stopped; models/{folder.name} keeps the finished epochs, and the next run goes on from there")
@@ -291,7 +283,5 @@ def _check_version(version: int, file: Path) -> None:
 def _damaged(file: Path, reason: object) -> str:
     """What to say about a file of a run that cannot be used."""
     folder = file.parent.name
-    return (
-        f"{folder}/{file.name} cannot be read: {reason}. Copy it again from where it is intact, or delete the folder "
-        f"{folder} and train again."
-    )
+    advice = f"Copy it again from where it is intact, or delete the folder {folder} and train again."
+    return f"{folder}/{file.name} cannot be read: {reason}. {advice}"

@@ -39,7 +39,6 @@ from xray_helpers.inference import (
 from xray_helpers.metrics import scores
 from xray_helpers.settings import seed_everything
 from xray_helpers.training import checkpoint
-from xray_helpers.training.checkpoint import ModelInfo
 from xray_helpers.training.model import DECAY, backbone, misfit, parameter_groups, set_prior, train_mode
 
 HEAD_EPOCHS, HEAD_BATCH, HEAD_RATE = 100, 256, 0.01  # over stored features, in a second or two
@@ -49,7 +48,6 @@ SEARCH = (1e-6, 1.0, 60)  # the first and the last learning rate of the search, 
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Metrics: TypeAlias = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], dict[str, float]]
-Callback: TypeAlias = Callable[[dict[str, Any], nn.Module], object]
 
 
 @dataclass
@@ -130,10 +128,9 @@ def train_one_epoch(
             if len(losses) % CHECK_EVERY == 0:
                 _check_finite(losses, epoch, optimizer)
     except torch.cuda.OutOfMemoryError:
-        raise MemoryError(
-            f"The GPU's memory is too small for batches of {len(labels)} images of {tuple(images.shape[1:])}. Set "
-            f"BATCH_SIZE to {max(1, len(labels) // 2)} or less; what was saved is kept."
-        ) from None
+        size, shape = len(labels), tuple(images.shape[1:])
+        advice = f"Set BATCH_SIZE to {max(1, size // 2)} or less; what was saved is kept."
+        raise MemoryError(f"The GPU's memory is too small for batches of {size} images of {shape}. {advice}") from None
     _check_finite(losses, epoch, optimizer)
     mean = (torch.stack(losses) * torch.tensor(sizes, device=accelerator.device)).sum() / sum(sizes)
     return float(accelerator.reduce(mean, "mean")), sum(sizes)
@@ -145,10 +142,9 @@ def _check_finite(losses: list[Tensor], epoch: int, optimizer: torch.optim.Optim
     finite = torch.stack(losses).isfinite()
     if not finite.all():
         batch = int((~finite).nonzero()[0]) + 1
-        raise XrayError(
-            f"The loss is {losses[batch - 1].item()} in batch {batch} of epoch {epoch}, at a learning rate of "
-            f"{_learning_rate(optimizer):.2g}. Lower LEARNING_RATE; the best model so far is kept."
-        )
+        where = f"in batch {batch} of epoch {epoch}, at a learning rate of {_learning_rate(optimizer):.2g}"
+        advice = "Lower LEARNING_RATE; the best model so far is kept."
+        raise XrayError(f"The loss is {losses[batch - 1].item()} {where}. {advice}")
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer) -> float:
@@ -181,9 +177,8 @@ def validate(
     found = dict.fromkeys(("loss", "auc", "accuracy"), math.nan)
     if logits.isfinite().all():
         answers = truth.numpy(), probabilities(logits).numpy()
-        more = metrics(*answers) if metrics else {}
-        found = scores(*answers) | {"loss": float(loss(logits, truth))}
-        found |= {name: float(value) for name, value in more.items()}
+        figures = scores(*answers) | {"loss": loss(logits, truth)} | (metrics(*answers) if metrics else {})
+        found = {name: float(value) for name, value in figures.items()}
     return found, logits, truth
 
 
@@ -200,7 +195,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     schedule: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
     metrics: Metrics | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callable[[dict[str, Any], nn.Module], object]] = (),
     name: str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -247,12 +242,12 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     """
     # 1. What the caller did not choose.
     folder, accelerator = Path(folder), make_accelerator(device, precision)
-    train_batches, val_batches = loaders if isinstance(loaders, tuple | list) else (loaders.train, loaders.val)
-    batches_per_epoch = _count_batches(train_batches, val_batches)
+    batches, val_batches = loaders if isinstance(loaders, tuple | list) else (loaders.train, loaders.val)
+    batches_per_epoch = _count_batches(batches, val_batches)
     preprocess, augment = preprocess or getattr(loaders, "preprocess", None), augment or _default_augment(loaders)
     loss, weights = loss or classification_loss, getattr(model, "weights", "none")
     classes = classes or getattr(loaders, "classes", None) or _class_numbers(model, val_batches, preprocess)
-    info = ModelInfo(
+    info = checkpoint.ModelInfo(
         arch=getattr(model, "arch", type(model).__name__), classes=tuple(classes), weights=weights, epoch=-1,
         preprocess=preprocess if isinstance(preprocess, Preprocess) else None, val_loss=math.inf,
         data=getattr(loaders, "data_name", ""), fingerprint=getattr(loaders, "fingerprint", ""),
@@ -263,31 +258,30 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     has_head = isinstance(getattr(model, "fc", None), nn.Linear)
     pretrained = has_head and weights != "none"
     new_head = has_head and hasattr(model, "weights") and not model.fc.weight.any()
-    if verbose and not _order_is_repeatable(train_batches):
+    if verbose and not _order_is_repeatable(batches):
         print("note: the order of these training batches cannot be repeated: a resumed run will see another one")
 
     with checkpoint.lock_run_folder(folder, accelerator):
         # 2. What an earlier run left here.
-        state, history = None if fresh else checkpoint.resume(folder, identity), []
+        state = {} if fresh else checkpoint.resume(folder, identity) or {}
+        history, done = state.get("history", []), state.get("epoch", -1 if pretrained else 0)  # epoch 0 fits the head
         accelerator.wait_for_everyone()
-        if not state and accelerator.is_main_process:
-            for file in checkpoint.RUN_FILES:
-                (folder / file).unlink(missing_ok=True)
         if state:
             if reason := misfit(model.state_dict(), state["model"]):
                 raise CheckpointError(f"models/{folder.name}/last.pt does not fit this {info.arch}: {reason}")
             model.load_state_dict(state["model"])
-            history = state["history"]
             info = replace(info, epoch=state["best_epoch"], val_loss=state["best_loss"])
-        done = state["epoch"] if state else 0
+        elif accelerator.is_main_process:
+            for file in checkpoint.RUN_FILES:
+                (folder / file).unlink(missing_ok=True)
 
         # 3. With pretrained weights the head first: random features would give it nothing to rest on.
         seed_everything(seed)
-        start, head_loss = time.perf_counter(), None
+        start = time.perf_counter()
         if not state and hasattr(loaders, "train_set") and new_head:
             set_prior(model, torch.bincount(loaders.train_set.labels, minlength=len(classes)))
-        if not state and pretrained:
-            head_loss, count = fit_head(model, train_batches, accelerator, preprocess, loss)
+        if done < 0:
+            mean_loss, count = fit_head(model, batches, accelerator, preprocess, loss)
 
         # 4. The optimizer and its schedule of learning rates.
         place_network(model, accelerator)
@@ -298,52 +292,49 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         if state:
             steps.load_state_dict(state["optimizer"])
             plan.load_state_dict(state["schedule"])
-        stepper = accelerator.prepare(steps)
+        steps = accelerator.prepare(steps)
         network = accelerator.prepare(model) if accelerator.num_processes > 1 else model
         if state and accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
 
-        def finish_epoch(stage: str, epoch: int, train_loss: float, rate: float, count: int) -> None:
-            """Validate; save the best model so far and what is needed to go on; then tell the callbacks."""
-            nonlocal info
+        # 5. The epochs: train on every image once, validate, save. Epoch 0 is that of the head, already fitted.
+        for epoch in range(done + 1, epochs + 1):
+            if epoch > 0:
+                seed_everything(epoch_seed(seed, epoch))  # a resumed run draws what it would have drawn
+                _set_epoch(batches, epoch - 1)
+                start = time.perf_counter()
+                # Pretrained statistics stay: the head was fitted to them, and small batches estimate them badly.
+                mean_loss, count = train_one_epoch(
+                    network, batches, steps, plan, accelerator, preprocess, augment, loss, epoch, weights == "none"
+                )
+            stage, rate = ("fine-tune", _learning_rate(steps)) if epoch > 0 else ("head", HEAD_RATE)
             seconds = time.perf_counter() - start
+
+            # Validate, and see whether this model is the best so far.
             found, _, _ = validate(model, val_batches, accelerator, preprocess, loss, metrics)
-            row = {"stage": stage, "epoch": epoch, "train_loss": train_loss}
+            row = {"stage": stage, "epoch": epoch, "train_loss": mean_loss}
             row |= {f"val_{key}": value for key, value in found.items()}
             row |= {"learning_rate": rate, "seconds": seconds, "images_per_second": count / seconds}
             history.append(row)
-            better = found["loss"] < info.val_loss  # never true of NaN
-            if better:
+            if found["loss"] < info.val_loss:  # never true of NaN
                 info = replace(info, epoch=epoch, val_loss=found["loss"])
+
+            # Save the best model so far and what is needed to go on; then tell the callbacks.
             if not accelerator.is_main_process:
-                return
-            if better:
+                continue
+            if info.epoch == epoch:
                 checkpoint.save_model(folder, model, info)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-            best = {"best_epoch": info.epoch, "best_loss": info.val_loss, "epoch": epoch, "history": history}
             parts = {"optimizer": steps.state_dict(), "schedule": plan.state_dict(), "scaler": scaler}
-            checkpoint.save_state(folder, {"identity": identity, "model": model.state_dict(), **best, **parts})
+            past = {"best_epoch": info.epoch, "best_loss": info.val_loss, "epoch": epoch, "history": history}
+            checkpoint.save_state(folder, {"identity": identity, "model": model.state_dict(), **parts, **past})
             checkpoint.save_history(folder, history)
             if verbose:
                 figures = "loss {loss:.4f}, AUC {auc:.4f}, accuracy {accuracy:.4f}".format(**found)
                 speed = f"{seconds:.0f} s, {count / seconds:.0f} images/s"
-                print(f"{stage:<9} {epoch}/{epochs}: loss {train_loss:.4f}, validation {figures}; {speed}")
+                print(f"{stage:<9} {epoch}/{epochs}: loss {mean_loss:.4f}, validation {figures}; {speed}")
             for callback in callbacks:
                 callback(row, model)
-
-        if head_loss is not None:
-            finish_epoch("head", 0, head_loss, HEAD_RATE, count)
-
-        # 5. The epochs: train on every image once, then validate and save.
-        for epoch in range(done + 1, epochs + 1):
-            seed_everything(epoch_seed(seed, epoch))  # a resumed run draws what it would have drawn
-            _set_epoch(train_batches, epoch - 1)
-            start = time.perf_counter()
-            # Pretrained statistics stay: the head was fitted to them, and small batches estimate them badly.
-            mean_loss, count = train_one_epoch(
-                network, train_batches, stepper, plan, accelerator, preprocess, augment, loss, epoch, weights == "none"
-            )
-            finish_epoch("fine-tune", epoch, mean_loss, _learning_rate(steps), count)
 
         # 6. The best model takes the place of the last.
         accelerator.wait_for_everyone()
@@ -371,7 +362,6 @@ def fit_head(
     head = model.fc.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_RATE, weight_decay=WEIGHT_DECAY)
     schedule = OneCycleLR(optimizer, HEAD_RATE, total_steps=HEAD_EPOCHS * math.ceil(len(labels) / HEAD_BATCH))
-    total = 0.0
     for _ in range(HEAD_EPOCHS):
         total = 0.0
         for part in torch.randperm(len(labels)).split(HEAD_BATCH):
@@ -469,6 +459,7 @@ def find_learning_rate(
     rates = np.geomspace(*SEARCH)
     optimizer = _default_optimizer(model, 1.0, weights != "none")
     schedule = LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
+    batches = islice(chain.from_iterable(repeat(loaders.train)), len(rates))
     losses: list[float] = []
 
     def smoothed() -> pd.Series:
@@ -477,17 +468,13 @@ def find_learning_rate(
     def record(logits: Tensor, labels: Tensor) -> Tensor:
         loss = classification_loss(logits, labels)
         losses.append(loss.item())
+        if not (math.isfinite(losses[-1]) and smoothed().iloc[-1] <= 4 * smoothed().min()):
+            raise XrayError("the loss explodes")
         return loss
 
-    def batches_until_it_explodes() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in islice(chain.from_iterable(repeat(loaders.train)), len(rates)):
-            yield batch
-            if not (math.isfinite(losses[-1]) and smoothed().iloc[-1] <= 4 * smoothed().min()):
-                return
-
-    with contextlib.suppress(XrayError):  # a loss that is not finite ends the search, too
+    with contextlib.suppress(XrayError):  # the search ends where the loss explodes
         train_one_epoch(
-            model, batches_until_it_explodes(), accelerator.prepare(optimizer), schedule, accelerator, preprocess,
+            model, batches, accelerator.prepare(optimizer), schedule, accelerator, preprocess,
             augment or _default_augment(loaders), record, update_statistics=weights == "none",
         )  # fmt: skip
     return pd.DataFrame({"learning_rate": rates[: len(losses)], "loss": losses, "smoothed": smoothed()})

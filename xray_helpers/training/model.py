@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet, get_model, get_model_weights
 
 from xray_helpers.files import WeightsError
 from xray_helpers.settings import ARCHS
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds to wait for the server that holds the weights
+CACHE = "the folder hub/checkpoints of PyTorch's cache (~/.cache/torch, or TORCH_HOME)"
 DECAY = 0.5  # each group learns at this part of the rate of the next deeper one
 GROUPS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 
@@ -69,14 +69,11 @@ def imagenet_weights(arch: str) -> Mapping[str, Any]:
     except OSError:
         raise WeightsError(
             f"The ImageNet weights of {arch} cannot be reached. With a network, they are downloaded. Without one, "
-            f"bring {name} from {entry.url} and put it into the folder hub/checkpoints of PyTorch's cache "
-            "(~/.cache/torch, or TORCH_HOME). Or set WEIGHTS to a file of your own, or to none."
+            f"bring {name} from {entry.url} into {CACHE}. Or set WEIGHTS to a file of your own, or to none."
         ) from None
     except Exception as error:  # noqa: BLE001 - on damaged bytes torch raises anything
-        raise WeightsError(
-            f"{name}, in the folder hub/checkpoints of PyTorch's cache, cannot be read: it may be cut off. Delete it, "
-            f"and run this again. ({type(error).__name__})"
-        ) from None
+        reason = f"cannot be read ({type(error).__name__}): it may be cut off. Delete it, and run this again."
+        raise WeightsError(f"{name}, in {CACHE}, {reason}") from None
     finally:
         socket.setdefaulttimeout(default_timeout)
     return state
@@ -85,14 +82,11 @@ def imagenet_weights(arch: str) -> Mapping[str, Any]:
 def _read(file: Path) -> Mapping[str, Any]:
     """A state dict from a file, without running anything in it."""
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        safe = file.suffix == ".safetensors"
+        state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - on damaged bytes torch raises anything, and advises to run the file
-        raise WeightsError(
-            f"{file.name} cannot be read as a state dict ({type(error).__name__}): it is damaged, or holds more than "
-            "tensors, which could run code, and was not opened"
-        ) from None
+        reason = "it is damaged, or holds more than tensors, which could run code, and was not opened"
+        raise WeightsError(f"{file.name} cannot be read as a state dict ({type(error).__name__}): {reason}") from None
     if not isinstance(state, Mapping):
         raise WeightsError(f"{file.name} holds a {type(state).__name__}, not a state dict")
     return state
@@ -100,9 +94,8 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 def _fill(model: ResNet, state: Mapping[str, Any], name: str) -> None:
     """Copy everything but the head, which is new."""
-    wanted, given = (
-        {key: value for key, value in each.items() if not key.startswith("fc.")} for each in (model.state_dict(), state)
-    )
+    wanted = {key: value for key, value in model.state_dict().items() if not key.startswith("fc.")}
+    given = {key: value for key, value in state.items() if not key.startswith("fc.")}
     if reason := misfit(wanted, given):
         raise WeightsError(f"{name} does not fit this architecture: {reason}")
     model.load_state_dict(given, strict=False)
@@ -114,10 +107,8 @@ def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
     other = sorted(key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape)
     if not (missing or extra or other):
         return ""
-    return (
-        f"{len(missing)} entries are missing, {len(extra)} unknown and {len(other)} of another shape, such as "
-        f"{(missing or extra or other)[0]}"
-    )
+    counts = f"{len(missing)} entries are missing, {len(extra)} unknown and {len(other)} of another shape"
+    return f"{counts}, such as {(missing or extra or other)[0]}"
 
 
 def outputs_for(classes: Sequence[str]) -> int:
@@ -138,8 +129,7 @@ def parameter_groups(model: ResNet, learning_rate: float, decay: float = DECAY) 
     """
     groups: list[dict[str, Any]] = []
     for depth, (name, modules) in enumerate(reversed(layer_groups(model).items())):
-        parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-        if parameters:
+        if parameters := [parameter for parameter in modules.parameters() if parameter.requires_grad]:
             groups.append({"name": name, "params": parameters, "lr": learning_rate * decay**depth})
     return groups
 
@@ -192,17 +182,3 @@ def set_prior(model: ResNet, counts: Tensor) -> None:
     log_shares = (counts / counts.sum()).log()
     with torch.no_grad():
         model.fc.bias.copy_(log_shares[1] - log_shares[0] if model.fc.out_features == 1 else log_shares)
-
-
-def describe(model: ResNet, size: int) -> dict[str, float]:
-    """Numbers to show: parameters and trainable parameters (millions), and FLOPs per image (1e9, forward)."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, size, size, device=device))
-    model.train(training)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
-        "GFLOPs": counter.get_total_flops() / 1e9,
-    }
