@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from xray_helpers.data.catalog import RESIZES, fingerprint, read_image
-from xray_helpers.files import atomic_file, check_disk, make_folder
+from xray_helpers.files import atomic_file, check_disk, make_folder, write_text
 
 VERSION = 1  # raised when the same files give other pixels
 BLOCK = 64  # images that are decoded before the next ones begin, so that memory does not grow with their number
@@ -171,9 +171,8 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, cat
     seconds = round(time.perf_counter() - start, 3)
     # Sorted, since threads finish in any order.
     cache = ImageCache(file, size, resize, rows, dict(sorted(left_out.items())), catalog, checksum, seconds)
-    with atomic_file(file.with_suffix(".json")) as partial:
-        content = {name: value for name, value in asdict(cache).items() if name != "file"}
-        partial.write_text(json.dumps(content, indent=0), encoding="utf-8")
+    content = {name: value for name, value in asdict(cache).items() if name != "file"}
+    write_text(file.with_suffix(".json"), json.dumps(content, indent=0))
     print(f"{file.name}: {len(rows):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")
     for path, error in cache.left_out.items():
         print(f"left out: {path}: {error}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from xray_helpers.data.dataset import worker_errors
 from xray_helpers.data.transforms import Preprocess
-from xray_helpers.files import CheckpointError, atomic_file, make_folder
+from xray_helpers.files import CheckpointError, atomic_file, make_folder, write_text
 from xray_helpers.settings import ARCHS
 from xray_helpers.training.model import build_model, misfit, outputs_for
 
@@ -179,8 +179,7 @@ def _plain(content: Any) -> Any:
 
 def save_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Write `history.csv`, one row per stage or epoch."""
-    with atomic_file(folder / HISTORY) as partial:
-        pd.DataFrame(history).to_csv(partial, index=False)
+    write_text(folder / HISTORY, pd.DataFrame(history).to_csv(index=False))
 
 
 def resume(folder: str | Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from torchvision.models import ResNet
 
 from xray_helpers.data.dataset import Loaders, PreparedData, make_loaders, prepare_data
 from xray_helpers.data.transforms import Augmentation
-from xray_helpers.files import WeightsError, atomic_file, print_once
+from xray_helpers.files import WeightsError, print_once, write_text
 from xray_helpers.inference import make_accelerator, prediction_table, probabilities, run_network
 from xray_helpers.metrics import operating_points, platt
 from xray_helpers.settings import Settings, seed_everything
@@ -56,13 +56,11 @@ def train(
     accelerator = make_accelerator(settings.device, settings.precision)
     with lock_run_folder(folder, accelerator):
         if accelerator.is_main_process:
-            with atomic_file(folder / "settings.json") as partial:
-                partial.write_text(json.dumps(settings.without_paths(), indent=1) + "\n", encoding="utf-8")
+            write_text(folder / "settings.json", json.dumps(settings.without_paths(), indent=1) + "\n")
             if not (folder / PREDICTIONS).is_file():
                 calibrate(folder, loaders, accelerator.device)
             if latest:
-                with atomic_file(folder.parent / "latest.txt") as partial:
-                    partial.write_text(folder.name + "\n", encoding="utf-8")
+                write_text(folder.parent / "latest.txt", folder.name + "\n")
         accelerator.wait_for_everyone()
     return replace(run, model=load_model(folder))
 
@@ -103,5 +101,4 @@ def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu"
         info = replace(info, calibration=scale, operating_points=points)
         save_model(folder, model, info)
     table = prediction_table(dataset.paths, dataset.labels, logits, info.classes, info.calibration)
-    with atomic_file(folder / PREDICTIONS) as partial:
-        table.to_csv(partial, index=False)
+    write_text(folder / PREDICTIONS, table.to_csv(index=False))
