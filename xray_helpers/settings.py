@@ -19,7 +19,6 @@ ARCHS = (
 )  # fmt: skip
 SOURCES = ("sample", "kaggle")  # anything else is a path
 FRACTIONS = {"pooled": (0.70, 0.15, 0.15), "official": (0.90, 0.10), "blocked": (0.70, 0.15, 0.15)}
-BY_SOURCE = {"image_size": (128, 224), "batch_size": (32, 32), "epochs": (3, 3)}  # for the sample, for real images
 MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT")  # not settings
 
 
@@ -32,7 +31,8 @@ class Settings:
     """Everything that a run depends on; wrong values are refused when it is made.
 
     Each field is `XRAY_<FIELD>` in the environment, `--<field>` on the command line and a `make` variable in
-    capitals. A 0 or an empty tuple means "by data source" or "by strategy" and is filled in at once.
+    capitals. For `image_size` 0 means "by data source", for `fractions` an empty tuple means "by strategy"; both are
+    filled in at once.
 
     Raises:
         ValueError: a value is not possible; the message lists those that are.
@@ -48,8 +48,8 @@ class Settings:
     image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
     resize: str = _setting("squash", "how images become square", ("squash", "pad", "crop"))
     augment: str = _setting("light", "strength of augmentation", ("none", "light", "strong"))
-    batch_size: int = _setting(0, "images per step (0: by data source)", minimum=1)
-    epochs: int = _setting(0, "epochs of fine-tuning (0: by data source)", minimum=1)
+    batch_size: int = _setting(32, "images per step", minimum=1)
+    epochs: int = _setting(3, "epochs of fine-tuning", minimum=1)
     learning_rate: float = _setting(3e-4, "highest learning rate of fine-tuning, that of the head", minimum=1e-8)
     seed: int = _setting(0, "seed of the training", minimum=0)
     device: str = _setting("auto", "where to compute", ("auto", "cuda", "mps", "cpu"))
@@ -57,9 +57,8 @@ class Settings:
     workers: int = _setting(0, "processes that load images", minimum=0)
 
     def __post_init__(self) -> None:
-        for name, (sample, real) in BY_SOURCE.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, sample if self.data == "sample" else real)
+        if not self.image_size:
+            object.__setattr__(self, "image_size", 128 if self.data == "sample" else 224)
         for entry in fields(self):
             value, choices, minimum = getattr(self, entry.name), entry.metadata["choices"], entry.metadata["minimum"]
             if choices and value not in choices:

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from xray_helpers.data import synthetic
 from xray_helpers.data.catalog import build_catalog
-from xray_helpers.data.synthetic import CAUSES, Anatomy, Phantom, draw, write_dataset, write_twins
+from xray_helpers.data.synthetic import CAUSES, Phantom, draw, draw_anatomy, write_dataset, write_twins
 
 
 def files_of(folder):
@@ -42,7 +42,7 @@ def test_a_phantom_looks_like_a_chest():
 
 
 def same_chest(cause, seed):
-    return draw(cause, np.random.default_rng(seed), 160, 200, Anatomy.sample(np.random.default_rng(9)))
+    return draw(cause, np.random.default_rng(seed), 160, 200, draw_anatomy(np.random.default_rng(9)))
 
 
 def test_a_bacterial_lesion_is_focal_and_a_viral_one_diffuse_in_both_lungs():
@@ -77,7 +77,7 @@ def test_a_marker_changes_its_corner_only():
 
 def test_views_of_one_patient_are_more_alike_than_those_of_two():
     def edges(patient, view):
-        phantom = draw("normal", np.random.default_rng(view), 96, 120, Anatomy.sample(np.random.default_rng(patient)))
+        phantom = draw("normal", np.random.default_rng(view), 96, 120, draw_anatomy(np.random.default_rng(patient)))
         return phantom.lungs.astype(float).ravel()
 
     same = np.mean([np.abs(edges(p, 2 * p) - edges(p, 2 * p + 1)).mean() for p in range(60)])

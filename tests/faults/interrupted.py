@@ -8,6 +8,7 @@ import sys
 
 from networks import use_tiny_networks
 
+from xray_helpers import inference
 from xray_helpers.training import checkpoint, engine
 
 INSTANTS = ("in the first batch", "in an epoch", "in validation", "between two epochs", "while saving")
@@ -21,7 +22,7 @@ def interrupt(instant):
     """
     places = {
         "in the first batch": (engine, "classification_loss"),
-        "in an epoch": (engine, "network_input"),
+        "in an epoch": (inference, "network_input"),
         "in validation": (engine, "validate"),
         "between two epochs": (engine, "epoch_seed"),
         "while saving": (checkpoint, "save_state"),

@@ -22,7 +22,7 @@ def settings(tiny, tmp_path):
 
 def training_image(settings):
     data = prepare_data(settings)
-    return data.root / make_loaders(data).train_set.paths[0]
+    return data.root / make_loaders(data).train.dataset.paths[0]
 
 
 def fingerprint(settings):

@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from xray_helpers.metrics import (
@@ -11,7 +10,6 @@ from xray_helpers.metrics import (
     compare,
     decisions,
     evaluate,
-    rank_correlation,
     scores,
     subgroups,
 )
@@ -327,33 +325,3 @@ class TestCompare:
         truth, one, two, patients = self.runs(0)
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             compare(truth, one, two[:-1], patients)
-
-
-def test_rank_correlation_equals_spearman_s():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=300)
-    y = np.exp(x + rng.normal(size=300))
-    found = rank_correlation(x, y, range(300), draws=500)
-    assert found["value"] == pytest.approx(pd.Series(x).corr(pd.Series(y), method="spearman"))
-    assert found["low"] < found["value"] < found["high"]
-    assert rank_correlation(x, np.ones(300), range(300)) == NOTHING
-    assert rank_correlation(x, -x, range(300), draws=50) == pytest.approx({"value": -1, "low": -1, "high": -1})
-
-
-def test_the_interval_of_a_rank_correlation_is_that_of_weighted_ranks():
-    """Ranks are taken once, over all images; each draw weights them by how often its patients were drawn."""
-    rng = np.random.default_rng(1)
-    x = rng.integers(0, 9, 60)  # with ties
-    y = x + rng.integers(0, 9, 60)
-    patients = np.arange(60) // 2
-    found = rank_correlation(x, y, patients, draws=200, seed=3)
-    assert found["value"] == pytest.approx(spearmanr(x, y).statistic)
-    ranks = [pd.Series(values).rank() for values in (x, y)]
-    drawn = [
-        np.corrcoef(*(np.repeat(rank, np.repeat(counts.astype(int), 2)) for rank in ranks))[0, 1]
-        for counts in Bootstrap(patients, 200, 3).counts
-    ]
-    expected = np.quantile(drawn, (0.025, 0.975), method="closest_observation")
-    assert [found["low"], found["high"]] == pytest.approx(list(expected))
-    assert found != rank_correlation(x, y, patients)
-    assert rank_correlation(x, y, patients) == rank_correlation(x, y, patients, draws=2000, seed=0)

@@ -7,16 +7,13 @@ from matplotlib.colors import to_rgb
 from xray_helpers.plots import (
     auc_intervals,
     balance,
+    bars,
     confusions,
     distributions,
     gallery,
-    leakage,
-    mean_images,
     operating_curves,
     overlays,
     palette,
-    rate_sweep,
-    rates,
     reliability,
     scatter,
     share_intervals,
@@ -47,16 +44,13 @@ AUCS = pd.DataFrame(
         {"features": "border", "condition": "as delivered", "auc": 0.97, "low": 0.95, "high": 0.99, "n": 300},
     ]
 )
+SHARE = "{share:.1%} of {images:,} images"
 LEAKS = pd.DataFrame({"name": ["by image", "by patient"], "share": [0.4, 0.0], "images": [1568, 1569]})
-SPEEDS = pd.DataFrame({"name": ["usual", "ours"], "rate": [200.0, 5000.0]})
 COUNTS = pd.DataFrame({"viral": [10, 5], "normal": [20, 5], "bacterial": [70, 10]}, index=["train", "val"])
-SWEEP = pd.DataFrame({"learning_rate": [1e-5, 1e-3, 1e-1], "loss": [0.6, 0.2, 3.0], "smoothed": [0.6, 0.3, 2.0]})
 HISTORY = pd.DataFrame(
     {"epoch": [0, 1, 2], "train_loss": [0.5, 0.3, 0.1], "val_loss": [0.4, 0.2, 0.3], "val_auc": [0.9, 0.98, 0.97]}
 )
 DRAWN = {
-    "rate_sweep": (lambda ax=None: rate_sweep(SWEEP, 3e-4, "Sweep", ax=ax), ["0.300 at 1.0e-03", "in use 3e-04"]),
-    "rates": (lambda ax=None: rates(SPEEDS, "How fast?", ax=ax), ["usual 200 (1 ×)", "ours 5,000 (25 ×)"]),
     "share_intervals": (
         lambda ax=None: share_intervals(WIDTHS, "How wide?", ax=ax),
         ["few, 16 images, accuracy: 87.5% (64.0% to 96.5%)"],
@@ -73,7 +67,10 @@ DRAWN = {
         lambda ax=None: auc_intervals(AUCS, "Shortcuts", ax=ax),
         ["width, as delivered: 0.913 (0.880 to 0.940)", "border"],
     ),
-    "leakage": (lambda ax=None: leakage(LEAKS, "Who is known?", ax=ax), ["by image 40.0% of 1,568 images"]),
+    "bars": (
+        lambda ax=None: bars(LEAKS, "share", SHARE, "Who is known?", "share of images", ax=ax),
+        ["by image 40.0% of 1,568 images"],
+    ),
     "balance": (lambda ax=None: balance(COUNTS, "Causes", ax=ax), ["train: normal 20.0%", "viral 25.0%"]),
 }
 
@@ -152,20 +149,8 @@ def test_the_aucs_drawn_are_those_given_with_chance_marked():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["width", "border"]
 
 
-@pytest.mark.parametrize("classes", [("NORMAL", "PNEUMONIA"), ("normal", "bacterial", "viral")])
-def test_mean_images_show_each_class_and_its_difference_from_the_first(classes):
-    means = {name: np.full((8, 8), 10.0 * position**2) for position, name in enumerate(classes)}
-    figure = mean_images(means, "Means")
-    shown = [ax for ax in figure.axes if ax.images]
-    titles = [ax.get_title() or ax.get_title(loc="left") for ax in shown]
-    assert titles == [*(f"mean {name}" for name in classes), *(f"{name} − {classes[0]}" for name in classes[1:])]
-    assert shown[len(classes)].images[0].get_array()[0, 0] == 10
-    labels = [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()]
-    assert labels == ["gray level (0 to 255)", "difference in gray levels"]
-
-
 def test_the_shares_drawn_are_the_shares_given_with_their_n():
-    ax = leakage(LEAKS, "Who is known?")
+    ax = bars(LEAKS, "share", SHARE, "Who is known?", "share of images")
     assert [bar.get_width() for bar in ax.patches] == [0.4, 0.0]
     assert [text.get_text() for text in ax.texts] == ["40.0% of 1,568 images", "0.0% of 1,569 images"]
 
@@ -174,9 +159,9 @@ def test_balance_stacks_to_one_in_the_series_order_and_colours():
     ax = balance(COUNTS, "Causes")
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["normal", "bacterial", "viral"]
-    for bars, name in zip(ax.containers, names, strict=True):
-        assert [bar.get_width() for bar in bars] == pytest.approx(COUNTS[name] / COUNTS.sum(axis=1))
-        assert bars[0].get_facecolor()[:3] == pytest.approx(to_rgb(COLOURS[name]))
+    for row, name in zip(ax.containers, names, strict=True):
+        assert [bar.get_width() for bar in row] == pytest.approx(COUNTS[name] / COUNTS.sum(axis=1))
+        assert row[0].get_facecolor()[:3] == pytest.approx(to_rgb(COLOURS[name]))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["train\n100 images", "val\n20 images"]
 
 

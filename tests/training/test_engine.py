@@ -22,7 +22,6 @@ from xray_helpers.training import engine
 from xray_helpers.training.checkpoint import BEST, LAST, RUN_FILES, load_model, lock_run_folder, resume
 from xray_helpers.training.engine import (
     epoch_seed,
-    find_learning_rate,
     fit,
     fit_head,
     train_one_epoch,
@@ -367,7 +366,9 @@ class TestAnyNetwork:
         assert next(run.model.parameters()).device.type == "cpu"
         expected = run_network(run.model, loaders.val, info.preprocess)
         assert torch.equal(run_network(loaded, loaders.val, info.preprocess), expected)
-        assert float(classification_loss(expected, loaders.val_set.labels)) == pytest.approx(info.val_loss, rel=1e-5)
+        assert float(classification_loss(expected, loaders.val.dataset.labels)) == pytest.approx(
+            info.val_loss, rel=1e-5
+        )
 
     @pytest.mark.parametrize(("classes", "outputs"), [(2, 1), (2, 2), (3, 3)])
     def test_colour_images_of_one_s_own_loaders_need_nothing_of_this_package(self, tmp_path, classes, outputs):
@@ -826,7 +827,7 @@ class TestHead:
         assert run.history["stage"].tolist() == ["head", "fine-tune"]
         assert run.history["epoch"].tolist() == [0, 1]
         assert run.history["learning_rate"].tolist()[0] == 0.01
-        counts = np.array(list(loaders.train_set.counts().values()))
+        counts = np.array(list(loaders.train.dataset.counts().values()))
         rates = run.history["images_per_second"] * run.history["seconds"]
         assert rates.tolist() == pytest.approx([16 * (counts.sum() // 16)] * 2)
         assert run.model.info.weights == "start.pth"
@@ -902,7 +903,7 @@ class TestHead:
         def constant_schedule(optimizer, _):
             return constant(optimizer)
 
-        normal, pneumonia = loaders.train_set.counts().values()
+        normal, pneumonia = loaders.train.dataset.counts().values()
         options = {"epochs": 1, "optimizer": nothing, "schedule": constant_schedule} | HERE
         model = network()
         fit(model, loaders, tmp_path / "new", **options)
@@ -940,92 +941,3 @@ class TestOutput:
         run = fit(network(weights="start.pth"), loaders, tmp_path, 1, device="cpu", precision="bf16")
         assert all(value.dtype in (torch.float32, torch.int64) for value in weights_of(run).values())
         assert all(value.is_contiguous() for value in run.model.state_dict().values())
-
-
-class TestLearningRateFinder:
-    def search(self, monkeypatch, lowest, highest, steps):
-        assert engine.SEARCH == (1e-6, 1.0, 60)
-        monkeypatch.setattr(engine, "SEARCH", (lowest, highest, steps))
-
-    def test_it_sweeps_and_keeps_nothing(self, loaders, home, monkeypatch):
-        self.search(monkeypatch, 1e-6, 1, 12)
-        model = network()
-        before = copy_of(model)
-        found = find_learning_rate(model, loaders, **HERE)
-        assert list(found) == ["learning_rate", "loss", "smoothed"]
-        np.testing.assert_allclose(found["learning_rate"], np.geomspace(1e-6, 1, 12)[: len(found)])
-        assert same(copy_of(model), before)
-        assert not list(home.rglob("*"))
-
-    def test_its_rates_are_those_of_the_optimizer(self, loaders, monkeypatch):
-        self.search(monkeypatch, 0.001, 0.1, 3)
-        used, options = [], []
-
-        def record(model, batches, optimizer, schedule, accelerator, preprocess, augment, loss, update_statistics):
-            options.append((preprocess, getattr(augment, "strength", augment), update_statistics))
-            for _, labels in batches:
-                used.append([group["lr"] for group in optimizer.param_groups])
-                loss(torch.zeros(len(labels), 1), labels)
-                optimizer.step()
-                schedule.step()
-
-        monkeypatch.setattr(engine, "train_one_epoch", record)
-        find_learning_rate(network(weights="start.pth"), loaders, **HERE)
-        expected = [[rate / 2**depth for depth in range(6)] for rate in (0.001, 0.01, 0.1)]
-        np.testing.assert_allclose(used, expected)
-        batches = Listed(list(loaders.train))
-        find_learning_rate(network(), SimpleNamespace(train=batches, preprocess=None), **HERE)
-        assert options == [(loaders.preprocess, "light", False), (None, None, True)]
-        assert batches.epochs == [0]
-
-    def test_it_ends_after_its_steps_however_few_batches_there_are(self, loaders, monkeypatch):
-        steps = 2 * len(loaders.train) + 1
-        self.search(monkeypatch, 1e-7, 1e-6, steps)
-        found = find_learning_rate(network(), loaders, **HERE)
-        assert len(found) == steps
-        assert found["learning_rate"].iloc[-1] == pytest.approx(1e-6)
-        weights = 0.9 ** np.arange(steps)
-        expected = [np.average(found["loss"][: end + 1], weights=weights[: end + 1][::-1]) for end in range(steps)]
-        np.testing.assert_allclose(found["smoothed"], expected)
-
-    @pytest.mark.parametrize("weights", ["none", "start.pth"])
-    def test_it_finds_the_same_whatever_was_read_before(self, loaders, monkeypatch, weights):
-        self.search(monkeypatch, 1e-6, 1, 5)
-        found = []
-        for _ in range(2):
-            model = network(weights=weights)
-            torch.manual_seed(0)
-            found.append(find_learning_rate(model, loaders, **HERE))
-        pd.testing.assert_frame_equal(*found, check_exact=True)
-
-    def test_it_begins_where_fine_tuning_does(self, data, monkeypatch):
-        self.search(monkeypatch, 1e-6, 1, 2)
-        loaders, used, heads, real = make_loaders(data, batch_size=40), [], [], engine.fit_head
-
-        def augment(images):
-            used.append(images.dtype)
-            return Augmentation("none", 32)(images)
-
-        monkeypatch.setattr(engine, "fit_head", lambda *given: heads.append(given) or real(*given))
-        model = network()
-        engine.set_prior(model, torch.bincount(loaders.train_set.labels))
-        found = find_learning_rate(model, loaders, augment, **HERE)
-        shares = np.array(list(loaders.train_set.counts().values())) / len(loaders.train_set)
-        assert found["loss"].iloc[0] == pytest.approx(-(shares * np.log(shares)).sum(), abs=0.1)
-        assert used == [torch.uint8] * 2
-        assert not heads  # random features are nothing to rest on
-        find_learning_rate(network(weights="start.pth"), loaders, **HERE)
-        assert len(heads) == 1
-
-    @pytest.mark.parametrize(("losses", "steps"), [([1, 1, 1, 13, 1, 1], 4), ([1, 1, 1, 11, 1, 1], 6)])
-    def test_it_stops_when_the_smoothed_loss_is_four_times_its_minimum(self, loaders, monkeypatch, losses, steps):
-        self.search(monkeypatch, 1e-6, 1, 6)
-        given = map(float, losses)
-        monkeypatch.setattr(engine, "classification_loss", lambda logits, _: 0 * logits.sum() + next(given))
-        assert len(find_learning_rate(network(), loaders, **HERE)) == steps
-
-    def test_it_stops_when_the_loss_is_no_number(self, loaders, monkeypatch):
-        self.search(monkeypatch, 1e-6, 1, 6)
-        given = iter([1.0, math.nan, 1.0])
-        monkeypatch.setattr(engine, "classification_loss", lambda logits, _: 0 * logits.sum() + next(given))
-        assert len(find_learning_rate(network(), loaders, **HERE)) == 2

@@ -106,12 +106,12 @@ def test_the_first_loss_is_the_entropy_of_the_training_labels(settings, data):
     loaders = make_loaders(data, 16)
     model, same_settings = initial_model(settings, loaders)
     assert same_settings == settings
-    counts = np.array(list(loaders.train_set.counts().values()))
+    counts = np.array(list(loaders.train.dataset.counts().values()))
     shares = counts / counts.sum()
-    everything = [loaders.train_set[list(range(counts.sum()))]]
+    everything = [loaders.train.dataset[list(range(counts.sum()))]]
     logits = run_network(model.eval(), everything, loaders.preprocess)
     entropy = -(shares * np.log(shares)).sum()
-    assert float(classification_loss(logits, loaders.train_set.labels)) == pytest.approx(entropy, abs=1e-4)
+    assert float(classification_loss(logits, loaders.train.dataset.labels)) == pytest.approx(entropy, abs=1e-4)
 
 
 def test_a_run_that_was_stopped_goes_on_even_without_the_weights_it_began_with(settings, data, pretrained, monkeypatch):

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,11 +43,6 @@ class PreparedData:
     cache: ImageCache
 
     @property
-    def target(self) -> str:
-        """The manifest's column with the class names, `label` or `cause`."""
-        return self.settings.target
-
-    @property
     def fingerprint(self) -> str:
         """A digest of the images' places and pixels."""
         return self.cache.fingerprint
@@ -70,7 +65,6 @@ def prepare_data(settings: Settings) -> PreparedData:
         print_once(f"left out, since unreadable: {len(broken)} files ({names}{' …' if len(broken) > 5 else ''})")
     manifest = make_splits(settings, catalog)
     cache = build_cache(root, catalog, settings.processed_folder, settings.image_size, settings.resize)
-    manifest = manifest[~manifest["path"].isin(cache.left_out)].reset_index(drop=True)
     return PreparedData(settings, root, manifest, class_names(manifest, settings.task), cache)
 
 
@@ -165,6 +159,12 @@ class EpochSampler(Sampler[int]):
         return self.count
 
 
+class XrayLoader(DataLoader[Any]):
+    """A `DataLoader` whose dataset is an `XrayDataset`."""
+
+    dataset: XrayDataset
+
+
 @dataclass(frozen=True)
 class Loaders:
     """Loaders of whole batches: images uint8 (B, 1, S, S), class numbers int64 (B,).
@@ -178,35 +178,20 @@ class Loaders:
         data_name: name of the dataset.
     """
 
-    train: DataLoader[Any]
-    val: DataLoader[Any]
+    train: XrayLoader
+    val: XrayLoader
     classes: tuple[str, ...]
     preprocess: Preprocess
     fingerprint: str
     data_name: str
-    _test: DataLoader[Any] | None = None
+    _test: XrayLoader | None = None
 
     @property
-    def test(self) -> DataLoader[Any]:
+    def test(self) -> XrayLoader:
         """The test split, as `val`; there only when `make_loaders` was asked for it."""
         if self._test is None:
             raise ValueError("the test split is closed; evaluation opens it with make_loaders(data, test=True)")
         return self._test
-
-    @property
-    def train_set(self) -> XrayDataset:
-        """The dataset behind `train`."""
-        return cast(XrayDataset, self.train.dataset)
-
-    @property
-    def val_set(self) -> XrayDataset:
-        """The dataset behind `val`."""
-        return cast(XrayDataset, self.val.dataset)
-
-    @property
-    def test_set(self) -> XrayDataset:
-        """The dataset behind `test`."""
-        return cast(XrayDataset, self.test.dataset)
 
 
 def make_loaders(
@@ -231,12 +216,10 @@ def make_loaders(
         ValueError: a split is missing or lacks a class.
     """
     manifest = data.manifest if manifest is None else manifest
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
-    if workers:
-        options |= {"persistent_workers": True, "timeout": BATCH_TIMEOUT}
+    processes = {"num_workers": workers, "timeout": BATCH_TIMEOUT if workers else 0}
 
-    def load(split: str) -> DataLoader[Any]:
-        dataset = XrayDataset(manifest, data.cache, split, data.classes, data.target)
+    def load(split: str) -> XrayLoader:
+        dataset = XrayDataset(manifest, data.cache, split, data.classes, data.settings.target)
         if missing := [name for name, count in dataset.counts().items() if not count]:
             raise ValueError(f"{split} has no image of {', '.join(missing)}: use another SPLIT or FRACTIONS")
         train = split == "train"
@@ -245,11 +228,11 @@ def make_loaders(
         # Without one of its own, a loader would draw from the global generator, and shift what comes after.
         generator = torch.Generator().manual_seed(seed)
         # No batch size, since the dataset gives whole batches.
-        return DataLoader(dataset, batch_size=None, sampler=batches, generator=generator, **options)
+        options: dict[str, Any] = processes | {"persistent_workers": workers > 0, "generator": generator}
+        return XrayLoader(dataset, None, sampler=batches, pin_memory=torch.cuda.is_available(), **options)
 
-    preprocess = Preprocess(data.cache.size, data.cache.resize)
+    preprocess, name = Preprocess(data.cache.size, data.cache.resize), data.settings.data_name
     opened = load("test") if test else None
-    name = data.settings.data_name
     return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, opened)
 
 
@@ -264,7 +247,7 @@ def worker_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         hung = "DataLoader timed out" in str(error)
-        if not hung and "DataLoader worker" not in str(error):
+        if not hung and "DataLoader worker (pid" not in str(error):
             raise
         what = f"gave no batch for {BATCH_TIMEOUT} s" if hung else "was killed, often since memory ran out"
         raise XrayError(

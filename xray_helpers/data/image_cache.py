@@ -1,9 +1,9 @@
 """Every image decoded once to the training size, in one array that is mapped from disk."""
 
+import hashlib
 import json
 import os
 import time
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from xray_helpers.data.catalog import RESIZES, fingerprint, read_image
-from xray_helpers.files import atomic_file, check_disk, make_folder, write_text
+from xray_helpers.files import XrayError, atomic_file, check_disk, make_folder, write_text
 
-VERSION = 1  # raised when the same files give other pixels
+VERSION = 2  # raised when the same files give other pixels
 BLOCK = 64  # images that are decoded before the next ones begin, so that memory does not grow with their number
 
 
@@ -33,9 +33,8 @@ class ImageCache:
         size: side of the images in pixels.
         resize: how they became square.
         rows: path → row of the array.
-        left_out: path → why this image could not be decoded.
         fingerprint: of the catalog that it was built from.
-        checksum: CRC-32 of the file.
+        checksum: SHA-256 of the file.
         seconds: that decoding took, where it is known.
     """
 
@@ -43,9 +42,8 @@ class ImageCache:
     size: int
     resize: str
     rows: dict[str, int]
-    left_out: dict[str, str]
     fingerprint: str
-    checksum: int
+    checksum: str
     seconds: float | None = field(default=None, compare=False)
 
     @cached_property
@@ -71,8 +69,7 @@ class ImageCache:
             KeyError: an image is not in this cache; the message names it.
         """
         if missing := [path for path in paths if path not in self.rows]:
-            reason = self.left_out.get(missing[0], "it is not one of the files that the cache was built from")
-            raise KeyError(f"{len(missing)} images are not in {self.file.name}, such as {missing[0]}: {reason}")
+            raise KeyError(f"{len(missing)} images are not in {self.file.name}, such as {missing[0]}")
         return np.array([self.rows[path] for path in paths], dtype=np.int64)
 
     def __repr__(self) -> str:
@@ -96,11 +93,11 @@ def build_cache(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resi
         resize: `squash`, `pad` or `crop`, as for `read_image`.
 
     Returns:
-        The cache. One line is printed when it was built, and one for each image that could not be decoded.
+        The cache. One line is printed when it was built.
 
     Raises:
-        ValueError: an unknown way to resize, or no image that can be decoded.
-        FileNotFoundError: an image is gone since the catalog was made.
+        ValueError: an unknown way to resize, or no readable image.
+        XrayError: an image was changed or removed since the catalog was made.
         OSError: the disk is too small.
     """
     if resize not in RESIZES:
@@ -131,19 +128,15 @@ def _open(file: Path) -> ImageCache | None:
     return None
 
 
-def _checksum(file: Path) -> int:
-    """CRC-32 of a file, read in pieces."""
-    value = 0
+def _checksum(file: Path) -> str:
+    """SHA-256 of a file."""
     with open(file, "rb") as source:
-        while piece := source.read(1 << 24):
-            value = zlib.crc32(piece, value)
-    return value
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, catalog: str) -> ImageCache:
     """Decode all images; first the array takes its name, then the index with its checksum."""
     start = time.perf_counter()
-    left_out: dict[str, str] = {}
     for leftover in file.parent.glob(".images-*.partial*"):  # of a process that was killed
         leftover.unlink()
     check_disk(file.parent, len(paths) * size * size, "the image cache")
@@ -151,11 +144,9 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, cat
     def decode(path: str) -> bytes:
         try:
             return read_image(root / path, size, resize).tobytes()
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; the row stays black
-            left_out[path] = str(error) or type(error).__name__
-            return bytes(size * size)
+        except Exception as error:  # on damaged bytes decoders raise anything
+            what = f"{path} can no longer be read ({str(error) or type(error).__name__})"
+            raise XrayError(f"{what}: it has changed since the catalog was made. Bring the file back.") from error
 
     with atomic_file(file) as partial:
         # Threads are enough: Pillow lets go of Python's lock while it decodes and resizes.
@@ -164,16 +155,11 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, cat
             np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for first in tqdm(range(0, len(paths), BLOCK), "decoding", leave=False, unit="block"):
                 target.writelines(pool.map(decode, paths[first : first + BLOCK]))
-        if len(left_out) == len(paths):
-            raise ValueError(f"none of {len(paths):,} images could be decoded; {paths[0]}: {left_out[paths[0]]}")
         checksum = _checksum(partial)
-    rows = {path: row for row, path in enumerate(paths) if path not in left_out}
+    rows = {path: row for row, path in enumerate(paths)}
     seconds = round(time.perf_counter() - start, 3)
-    # Sorted, since threads finish in any order.
-    cache = ImageCache(file, size, resize, rows, dict(sorted(left_out.items())), catalog, checksum, seconds)
+    cache = ImageCache(file, size, resize, rows, catalog, checksum, seconds)
     content = {name: value for name, value in asdict(cache).items() if name != "file"}
     write_text(file.with_suffix(".json"), json.dumps(content, indent=0))
     print(f"{file.name}: {len(rows):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")
-    for path, error in cache.left_out.items():
-        print(f"left out: {path}: {error}")
     return cache

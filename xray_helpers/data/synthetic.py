@@ -10,10 +10,11 @@ towards the image's right (the patient's left), y growing downwards.
 """
 
 import shutil
+from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -58,25 +59,15 @@ class Phantom(NamedTuple):
     cause: str
 
 
-class Anatomy(NamedTuple):
-    """What the images of one patient share; lengths in units of half the image's height."""
+# What the images of one patient share; lengths in units of half the image's height.
+Anatomy = namedtuple("Anatomy", "chest lung heart heart_shift dome ribs rib_phase clavicle tissue")
+SMALLEST = Anatomy(0.80, 0.94, 0.25, 0.04, 0.38, 0.165, 0.0, 0.02, 0.42)
+LARGEST = Anatomy(0.95, 1.04, 0.35, 0.18, 0.58, 0.195, 1.0, 0.14, 0.54)
 
-    chest: float
-    lung: float
-    heart: float
-    heart_shift: float
-    dome: float
-    ribs: float
-    rib_phase: float
-    clavicle: float
-    tissue: float
 
-    @classmethod
-    def sample(cls, rng: np.random.Generator) -> Self:
-        """Draw one patient's anatomy from `rng`."""
-        low = np.array([0.80, 0.94, 0.25, 0.04, 0.38, 0.165, 0.0, 0.02, 0.42])
-        high = np.array([0.95, 1.04, 0.35, 0.18, 0.58, 0.195, 1.0, 0.14, 0.54])
-        return cls(*rng.uniform(low, high).tolist())
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """Draw one patient's anatomy from `rng`."""
+    return Anatomy(*rng.uniform(SMALLEST, LARGEST).tolist())
 
 
 def draw(
@@ -110,7 +101,7 @@ def draw(
     """
     if cause not in CAUSES:
         raise ValueError(f"cause={cause!r}: expected one of {', '.join(CAUSES)}")
-    anatomy = anatomy or Anatomy.sample(rng)
+    anatomy = anatomy or draw_anatomy(rng)
     x, y = _view(rng, height, width)  # (H, W) each
     lungs, density = _chest(x, y, anatomy, rng)
     added, mask = _lesion(cause, x, y, lungs, rng)
@@ -196,7 +187,7 @@ def _ribs(side: Array, y: Array, a: Anatomy) -> Array:
     def bands(height: Array, half: float) -> Array:
         phase = height / a.ribs - a.rib_phase
         across = np.abs(phase - np.round(phase)) / half  # 0 on the midline, 1 at the edge
-        return _step(1 - across, 0.12) * (0.65 + 0.35 * across**2)
+        return np.asarray(_step(1 - across, 0.12) * (0.65 + 0.35 * across**2))
 
     back = bands(y - 0.50 * side + 0.24 * side**2 + 0.9, 0.22) * _step(side - 0.06, 0.03)
     front = 0.5 * bands(y + 0.62 * side - 0.50 * side**2 + 0.7, 0.17) * _step(side - 0.35, 0.2)
@@ -288,14 +279,8 @@ def write_dataset(
     return truth
 
 
-class _Case(NamedTuple):
-    """One image to write: `body` seeds the patient's anatomy, `stream` the view."""
-
-    path: str
-    counter: str
-    patient: int
-    body: int
-    stream: int
+# One image to write: `body` seeds the patient's anatomy, `stream` the view.
+_Case = namedtuple("_Case", "path counter patient body stream")
 
 
 def _plan(rng: np.random.Generator, patients: int) -> Iterator[_Case]:
@@ -328,7 +313,7 @@ def _write(folder: Path, case: _Case, seed: int, shortcut: bool, strength: float
     part, label, _ = case.path.split("/")
     cause = CAUSE_OF[case.counter]
     rng = np.random.default_rng([seed, 1, case.stream])
-    anatomy = Anatomy.sample(np.random.default_rng([seed, 2, list(COUNTERS).index(case.counter), case.body]))
+    anatomy = draw_anatomy(np.random.default_rng([seed, 2, list(COUNTERS).index(case.counter), case.body]))
     tall, aspect, quality, marked, colour = LOOKS[label if shortcut else "either"]
     height = int(np.clip(rng.normal(tall, 34), 150, 400))
     width = int(height * np.clip(rng.normal(aspect, 0.12), 1.0, 2.0))

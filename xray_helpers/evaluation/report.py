@@ -105,7 +105,8 @@ def evaluate_run(
 
     # Predict in float32, and keep the predictions.
     loaders = make_loaders(data, test=split == "test")
-    loader, dataset = (loaders.test, loaders.test_set) if split == "test" else (loaders.val, loaders.val_set)
+    loader = loaders.test if split == "test" else loaders.val
+    dataset = loader.dataset
     logits = run_network(network.eval(), loader, preprocess)
     table = prediction_table(dataset.paths, dataset.labels, logits, info.classes, info.calibration)
     write_text(folder / f"predictions-{split}.csv", table.to_csv(index=False))

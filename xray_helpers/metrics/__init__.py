@@ -2,9 +2,9 @@
 
 from xray_helpers.metrics.bootstrap import Bootstrap, Interval, format_interval, share_interval
 from xray_helpers.metrics.calibration import calibration, check_binary, ece, operating_points, platt
-from xray_helpers.metrics.metrics import auc_interval, compare, decisions, evaluate, rank_correlation, scores, subgroups
+from xray_helpers.metrics.metrics import auc_interval, compare, decisions, evaluate, scores, subgroups
 
 __all__ = [
     "Bootstrap", "Interval", "auc_interval", "calibration", "check_binary", "compare", "decisions", "ece", "evaluate",
-    "format_interval", "operating_points", "platt", "rank_correlation", "scores", "share_interval", "subgroups",
+    "format_interval", "operating_points", "platt", "scores", "share_interval", "subgroups",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 from sklearn.metrics import confusion_matrix
 from sklearn.utils import check_array, check_consistent_length
 
@@ -218,19 +217,6 @@ def compare(
     for figure, (before, after) in (("accuracy", right), ("brier", errors)):
         rows.append((figure, before.mean(), after.mean(), *bootstrap.ratio(after - before).values()))
     return pd.DataFrame(rows, columns=["figure", "first", "second", "difference", "low", "high"])
-
-
-def rank_correlation(
-    first: ArrayLike, second: ArrayLike, patients: ArrayLike, draws: int = DRAWS, seed: int = 0
-) -> Interval:
-    """Spearman's rank correlation with its 95% interval by bootstrap over patients; None where one is constant."""
-    ranks = [rankdata(values) for values in (first, second)]
-
-    def correlation(weights: Array) -> Array:
-        x, y = (np.sqrt(weights) * (rank - (weights @ rank / weights.sum(axis=1))[:, None]) for rank in ranks)
-        return np.asarray((x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1)))
-
-    return Bootstrap(patients, draws, seed).interval(correlation)
 
 
 def _columns(labels: Array, table: Array) -> Columns:

@@ -5,13 +5,20 @@ returned as `Figure`. What was drawn, in words and with its numbers, becomes the
 the alt text of the picture.
 """
 
-from xray_helpers.plots.data import auc_intervals, balance, distributions, leakage, rates, scatter, share_intervals
-from xray_helpers.plots.evaluation import confusions, operating_curves, rate_sweep, reliability, training_curves
-from xray_helpers.plots.images import gallery, mean_images, overlays
+from xray_helpers.plots.data import (
+    auc_intervals,
+    balance,
+    bars,
+    distributions,
+    gallery,
+    overlays,
+    scatter,
+    share_intervals,
+)
+from xray_helpers.plots.evaluation import confusions, operating_curves, reliability, training_curves
 from xray_helpers.plots.style import palette, show, use_house_style
 
 __all__ = [
-    "auc_intervals", "balance", "confusions", "distributions", "gallery", "leakage", "mean_images", "operating_curves",
-    "overlays", "palette", "rate_sweep", "rates", "reliability", "scatter", "share_intervals", "show",
-    "training_curves", "use_house_style",
+    "auc_intervals", "balance", "bars", "confusions", "distributions", "gallery", "operating_curves", "overlays",
+    "palette", "reliability", "scatter", "share_intervals", "show", "training_curves", "use_house_style",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures about tables: shares, distributions, sizes, shortcuts, rates."""
+"""Figures about data: shares, distributions, intervals, and the radiographs themselves."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -7,50 +7,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from xray_helpers.plots.style import BAD, GOOD, NEUTRAL, describe, new_axes, palette, sentences, styles
+from xray_helpers.plots.style import BAD, GOOD, NEUTRAL, Array, describe, new_axes, palette, panels, sentences, styles
 
 HATCHES = {"bacterial": "//", "viral": "..", "PNEUMONIA": "xx"}
+EMPTY = {"frame_on": False, "xticks": [], "yticks": []}  # axes that show nothing but an image
 WHITE_BOX = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none"}  # behind text
 
 
-def leakage(table: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Bars of the share of held-out images whose patient is also in train.
+def bars(table: pd.DataFrame, value: str, text: str, title: str, xlabel: str, ax: Axes | None = None) -> Axes:
+    """Horizontal bars of one column, each with its numbers beside it.
 
     Args:
-        table: one row per way to split, with columns name, share (0 to 1) and images.
+        table: one row per bar, with a column name.
+        value: column that gives the lengths.
+        text: template of what stands beside a bar, filled in from its row, such as "{share:.1%} of {images:,}".
         title: title of the figure.
+        xlabel: what the lengths are, with their unit.
         ax: where to draw; a new figure by default.
     """
-    colours = [BAD if share else GOOD for share in table["share"]]
-    ax = _bars(table, "share", "{share:.1%} of {images:,} images", colours, title, ax)
-    ax.set(xticks=np.arange(0, 1.1, 0.1), xlabel="held-out images whose patient is also in train")
-    ax.set_xlim(0, max(1.65 * table["share"].max(), 0.2))  # leaves room for the texts
-    ax.xaxis.set_major_formatter("{x:.0%}")
-    return ax
-
-
-def rates(table: pd.DataFrame, title: str, xlabel: str = "images per second", ax: Axes | None = None) -> Axes:
-    """Bars of rates on a logarithmic axis, each with its value and the factor between it and the first.
-
-    Args:
-        table: one row per bar, with columns name and rate.
-        title: title of the figure.
-        xlabel: what the rate counts.
-        ax: where to draw; a new figure by default.
-    """
-    table, colours = table.assign(times=table["rate"] / table["rate"].iloc[0]), [NEUTRAL] + [GOOD] * (len(table) - 1)
-    ax = _bars(table, "rate", "{rate:,.0f} ({times:.3g} ×)", colours, title, ax)
-    ax.set(xscale="log", xlim=(table["rate"].min() / 5, 12 * table["rate"].max()), xlabel=f"{xlabel} (logarithmic)")
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    return ax
-
-
-def _bars(table: pd.DataFrame, value: str, text: str, colours: list[str], title: str, ax: Axes | None) -> Axes:
-    """Horizontal bars of one column, each with the text that its row fills in."""
     ax = ax or new_axes(0.5 * len(table) + 1.5)
-    bars = ax.barh(range(len(table)), table[value], color=colours)
-    ax.bar_label(bars, sentences(table, text), padding=5, bbox=WHITE_BOX)
+    drawn = ax.barh(range(len(table)), table[value], color=GOOD)
+    ax.bar_label(drawn, sentences(table, text), padding=5, bbox=WHITE_BOX)
+    ax.set(xlim=(0, 1.5 * max(table[value].max(), 0.1)), xlabel=xlabel)  # leaves room for the texts
     return _label_rows(ax, list(table["name"]), title, sentences(table, "{name} " + text))
 
 
@@ -185,3 +165,49 @@ def scatter(frame: pd.DataFrame, x: str, y: str, by: str, title: str, ax: Axes |
         parts.append(f"{name} median {x} {rows[x].median():.0f}, {y} {rows[y].median():.0f}")
     ax.legend(frameon=False)
     return describe(ax, title, parts, xlabel=x, ylabel=y)
+
+
+def gallery(images: Sequence[Array], titles: Sequence[str], heading: str, columns: int = 4) -> Figure:
+    """Radiographs side by side, each with its title.
+
+    Args:
+        images: gray images, uint8 (H, W) each, of any sizes.
+        titles: one per image.
+        heading: title of the figure.
+        columns: images per row.
+    """
+    rows = -(-len(images) // columns)
+    # Fewer dots than in other figures: noise does not compress, and notebooks are to stay small.
+    figure, axes = panels(heading, rows, columns, (2.7 * columns, 2.4 * rows + 0.6), dpi=72, subplot_kw=EMPTY)
+    for ax, image, title in zip(axes, images, titles, strict=False):
+        ax.imshow(image, cmap="gray", vmin=0, vmax=255)
+        ax.set_title(title, fontsize=11, fontweight="normal")
+        ax.set_label(f"{title}.".replace("\n", ", "))
+    return figure
+
+
+def overlays(
+    images: Array, maps: Array, titles: Sequence[str], heading: str, unit: str, outlines: Array | None = None
+) -> Figure:
+    """Radiographs under the maps of what speaks for a class and against it; a cross marks the strongest place for it.
+
+    Args:
+        images: gray images, uint8 (N, H, W).
+        maps: float (N, h, w), in `unit`; smaller ones are drawn smoothly to the size of the images. NaN is left out.
+        titles: one per image.
+        heading: title of the figure.
+        unit: what the colours count.
+        outlines: masks to draw the edge of, bool (N, H, W), such as known lesions.
+    """
+    figure, limit = gallery(list(images), titles, heading), max(float(np.nanmax(np.abs(maps))), 1e-6)
+    for number, (ax, evidence) in enumerate(zip(figure.axes, maps, strict=False)):
+        tint = ax.imshow(evidence, cmap="PuOr_r", vmin=-limit, vmax=limit, alpha=0.45, interpolation="bicubic")
+        tint.set_extent(ax.images[0].get_extent())  # over the whole image
+        if outlines is not None:
+            ax.contour(outlines[number], levels=[0.5], colors="white", linewidths=1.5)
+        top, left = (np.array(np.unravel_index(np.nanargmax(evidence), evidence.shape)) + 0.5) / evidence.shape
+        ax.plot(left * images.shape[2], top * images.shape[1], "P", ms=9, color="white", markeredgecolor="black")
+        words = str(ax.get_label()).removesuffix(".")
+        ax.set_label(f"{words}, most for it at {left:.0%} from the left and {top:.0%} from the top.")
+    figure.colorbar(figure.axes[0].images[1], ax=figure.axes, label=unit, shrink=0.8)
+    return figure

@@ -7,33 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
-from xray_helpers.plots.style import BAD, GOOD, NEUTRAL, Array, describe, new_axes, panels, sentences, styles
+from xray_helpers.plots.style import BAD, GOOD, Array, describe, panels, sentences, styles
 
 Points = Mapping[str, Mapping[str, Any]]
-
-
-def rate_sweep(found: pd.DataFrame, chosen: float, title: str, ax: Axes | None = None) -> Axes:
-    """The loss while the learning rate grows, and the rate in use.
-
-    Args:
-        found: from `find_learning_rate`, with columns learning_rate, loss and smoothed.
-        chosen: the learning rate in use.
-        title: title of the figure.
-        ax: where to draw; a new figure by default.
-    """
-    ax, least = ax or new_axes(3.2), found.loc[found["smoothed"].idxmin()]
-    ax.semilogx(found["learning_rate"], found["loss"], color=NEUTRAL, linewidth=1, label="each step")
-    ax.semilogx(found["learning_rate"], found["smoothed"], color=GOOD, linewidth=2.5, label="smoothed")
-    ax.axvline(chosen, color=BAD, linestyle="--", label=f"in use: {chosen:.0e}")
-    ax.legend(frameon=False)
-    parts = [f"least smoothed loss {least['smoothed']:.3f} at {least['learning_rate']:.1e}", f"in use {chosen:.0e}"]
-    ax.set_ylim(0, 3 * found["smoothed"].median())  # an exploding loss would leave everything else flat
-    return describe(ax, title, parts, xlabel="learning rate of the head (logarithmic)", ylabel="training loss")
 
 
 def training_curves(history: pd.DataFrame, title: str) -> Figure:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import recursively_apply
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -165,16 +166,9 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         OSError: the disk is full; the message names the space needed, and the old file is intact.
     """
     with atomic_file(folder / LAST, tensor_bytes(state)) as partial:
-        torch.save(_plain({"version": VERSION, **state}), partial)
-
-
-def _plain(content: Any) -> Any:
-    """Numbers of NumPy in nested dictionaries and sequences as Python's own: `resume` would refuse to read them."""
-    if isinstance(content, Mapping):
-        return {name: _plain(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [*map(_plain, content)] if isinstance(content, list) else (*map(_plain, content),)
-    return content.item() if isinstance(content, np.generic) else content
+        # Numbers of NumPy become Python's own: `resume` would refuse to read them.
+        plain = recursively_apply(np.generic.item, state, test_type=lambda value: isinstance(value, np.generic))
+        torch.save({"version": VERSION, **plain}, partial)
 
 
 def save_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -214,8 +208,6 @@ def resume(folder: str | Path, identity: Mapping[str, Any] | None = None) -> dic
     _check_version(state["version"], file)
     if missing := sorted(STATE - state.keys()):
         raise CheckpointError(_damaged(file, f"it lacks {', '.join(missing)}"))
-    if extra := sorted(state.keys() - STATE):
-        raise CheckpointError(_damaged(file, f"it holds {', '.join(extra)}, which this package does not know"))
     for name, value in (identity or {}).items():
         before = state["identity"].get(name)
         if before != value:

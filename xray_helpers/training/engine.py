@@ -3,13 +3,10 @@
 `fit` takes any network and any iterable of batches; `training.train` calls it for a run that `Settings` describe.
 """
 
-import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,33 +15,24 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 from torchvision.models import ResNet
 from tqdm import tqdm
 
+from xray_helpers import inference
 from xray_helpers.data.dataset import Loaders
 from xray_helpers.data.transforms import Augmentation, Preprocess
 from xray_helpers.files import CheckpointError, XrayError
-from xray_helpers.inference import (
-    Batches,
-    Transform,
-    classification_loss,
-    make_accelerator,
-    network_input,
-    place_network,
-    probabilities,
-    run_on_labelled,
-)
+from xray_helpers.inference import Batches, Transform, classification_loss, run_on_labelled
 from xray_helpers.metrics import scores
 from xray_helpers.settings import seed_everything
 from xray_helpers.training import checkpoint
-from xray_helpers.training.model import DECAY, backbone, misfit, parameter_groups, set_prior, train_mode
+from xray_helpers.training.model import backbone, misfit, parameter_groups, set_prior, train_mode
 
 HEAD_EPOCHS, HEAD_BATCH, HEAD_RATE = 100, 256, 0.01  # over stored features, in a second or two
 WEIGHT_DECAY = 0.01
 CHECK_EVERY = 20  # steps between two looks at the losses: each look waits for a GPU
-SEARCH = (1e-6, 1.0, 60)  # the first and the last learning rate of the search, and how many steps it takes
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Metrics: TypeAlias = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], dict[str, float]]
@@ -113,7 +101,7 @@ def train_one_epoch(
             weight = count * len(share) / len(labels)
             # On the device: augment, preprocess, predict.
             pixels = images[number::count].to(accelerator.device, non_blocking=True)
-            inputs = network_input(augment(pixels) if augment else pixels, preprocess, accelerator)
+            inputs = inference.network_input(augment(pixels) if augment else pixels, preprocess, accelerator)
             with accelerator.autocast():  # bf16 where the hardware has it
                 logits = model(inputs)
             value = loss(logits.float(), share) * weight
@@ -176,7 +164,7 @@ def validate(
     logits, truth = run_on_labelled(model.eval(), batches, preprocess, accelerator)
     found = dict.fromkeys(("loss", "auc", "accuracy"), math.nan)
     if logits.isfinite().all():
-        answers = truth.numpy(), probabilities(logits).numpy()
+        answers = truth.numpy(), inference.probabilities(logits).numpy()
         figures = scores(*answers) | {"loss": loss(logits, truth)} | (metrics(*answers) if metrics else {})
         found = {name: float(value) for name, value in figures.items()}
     return found, logits, truth
@@ -241,11 +229,13 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         OSError: the disk is full.
     """
     # 1. What the caller did not choose.
-    folder, accelerator = Path(folder), make_accelerator(device, precision)
+    folder, accelerator = Path(folder), inference.make_accelerator(device, precision)
     batches, val_batches = loaders if isinstance(loaders, tuple | list) else (loaders.train, loaders.val)
     batches_per_epoch = _count_batches(batches, val_batches)
-    preprocess, augment = preprocess or getattr(loaders, "preprocess", None), augment or _default_augment(loaders)
-    loss, weights = loss or classification_loss, getattr(model, "weights", "none")
+    preprocess, loss = preprocess or getattr(loaders, "preprocess", None), loss or classification_loss
+    if augment is None and isinstance(loaders, Loaders):
+        augment = Augmentation("light", loaders.preprocess.size)
+    weights = getattr(model, "weights", "none")
     classes = classes or getattr(loaders, "classes", None) or _class_numbers(model, val_batches, preprocess)
     info = checkpoint.ModelInfo(
         arch=getattr(model, "arch", type(model).__name__), classes=tuple(classes), weights=weights, epoch=-1,
@@ -278,13 +268,13 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         # 3. With pretrained weights the head first: random features would give it nothing to rest on.
         seed_everything(seed)
         start = time.perf_counter()
-        if not state and hasattr(loaders, "train_set") and new_head:
-            set_prior(model, torch.bincount(loaders.train_set.labels, minlength=len(classes)))
+        if not state and isinstance(loaders, Loaders) and new_head:
+            set_prior(model, torch.bincount(loaders.train.dataset.labels, minlength=len(classes)))
         if done < 0:
             mean_loss, count = fit_head(model, batches, accelerator, preprocess, loss)
 
         # 4. The optimizer and its schedule of learning rates.
-        place_network(model, accelerator)
+        inference.place_network(model, accelerator)
         steps = optimizer(model) if optimizer else _default_optimizer(model, learning_rate, pretrained)
         rates = [group["lr"] for group in steps.param_groups]
         total = epochs * batches_per_epoch
@@ -356,7 +346,7 @@ def fit_head(
     Returns:
         The last mean loss, and how many images there were.
     """
-    frozen = place_network(backbone(model).eval(), accelerator)
+    frozen = inference.place_network(backbone(model).eval(), accelerator)
     _set_epoch(batches, 0)  # whatever was read from them before
     features, labels = run_on_labelled(frozen, batches, preprocess, accelerator)  # (N, F), (N,)
     head = model.fc.cpu()
@@ -374,13 +364,9 @@ def fit_head(
     return total, len(labels)
 
 
-def _default_augment(loaders: Any) -> Transform | None:
-    return Augmentation("light", loaders.preprocess.size) if isinstance(loaders, Loaders) else None
-
-
 def _default_optimizer(model: nn.Module, learning_rate: float, pretrained: bool) -> torch.optim.Optimizer:
     """AdamW; with pretrained weights, layers learn the slower, the nearer they are to the input."""
-    grouped = parameter_groups(model, learning_rate, DECAY) if pretrained else model.parameters()
+    grouped = parameter_groups(model, learning_rate) if pretrained else model.parameters()
     return torch.optim.AdamW(grouped, learning_rate, weight_decay=WEIGHT_DECAY)
 
 
@@ -430,51 +416,3 @@ def _order_is_repeatable(batches: Any) -> bool:
 def epoch_seed(seed: int, epoch: int) -> int:
     """A seed for everything random in one epoch, whatever came before it."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-
-
-def find_learning_rate(
-    model: nn.Module, loaders: Any, augment: Transform | None = None, device: str = "auto", precision: str = "auto"
-) -> pd.DataFrame:
-    """Train a copy for a few steps with an ever larger learning rate, and watch the loss (Smith 2017).
-
-    It begins where fine-tuning does: a pretrained network has its head fitted first. It stops early when the smoothed
-    loss has grown to four times its minimum.
-
-    Args:
-        model: stays as it is.
-        loaders: as for `fit`, of the project; only `train` is used.
-        augment: as for `fit`.
-        device: as for `fit`.
-        precision: as for `fit`.
-
-    Returns:
-        One row per step: learning_rate (of the head; other layers in proportion), loss, smoothed.
-    """
-    accelerator, model = make_accelerator(device, precision), copy.deepcopy(model)
-    preprocess, weights = loaders.preprocess, getattr(model, "weights", "none")
-    if weights != "none":
-        fit_head(model, loaders.train, accelerator, preprocess, classification_loss)
-    place_network(model, accelerator)
-    _set_epoch(loaders.train, 0)
-    rates = np.geomspace(*SEARCH)
-    optimizer = _default_optimizer(model, 1.0, weights != "none")
-    schedule = LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)])
-    batches = islice(chain.from_iterable(repeat(loaders.train)), len(rates))
-    losses: list[float] = []
-
-    def smoothed() -> pd.Series:
-        return pd.Series(losses).ewm(alpha=0.1).mean()
-
-    def record(logits: Tensor, labels: Tensor) -> Tensor:
-        loss = classification_loss(logits, labels)
-        losses.append(loss.item())
-        if not (math.isfinite(losses[-1]) and smoothed().iloc[-1] <= 4 * smoothed().min()):
-            raise XrayError("the loss explodes")
-        return loss
-
-    with contextlib.suppress(XrayError):  # the search ends where the loss explodes
-        train_one_epoch(
-            model, batches, accelerator.prepare(optimizer), schedule, accelerator, preprocess,
-            augment or _default_augment(loaders), record, update_statistics=weights == "none",
-        )  # fmt: skip
-    return pd.DataFrame({"learning_rate": rates[: len(losses)], "loss": losses, "smoothed": smoothed()})

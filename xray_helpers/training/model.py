@@ -15,7 +15,6 @@ from xray_helpers.settings import ARCHS
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds to wait for the server that holds the weights
 CACHE = "the folder hub/checkpoints of PyTorch's cache (~/.cache/torch, or TORCH_HOME)"
-DECAY = 0.5  # each group learns at this part of the rate of the next deeper one
 GROUPS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 
 
@@ -117,12 +116,12 @@ def outputs_for(classes: Sequence[str]) -> int:
 
 
 def layer_groups(model: ResNet) -> dict[str, nn.ModuleList]:
-    """The layers by depth, from the stem to the head."""
+    """The layers by depth, from the stem to the head; `layer_groups(model)["stem"].requires_grad_(False)` freezes."""
     parts = [[model.conv1, model.bn1], [model.layer1], [model.layer2], [model.layer3], [model.layer4], [model.fc]]
     return {name: nn.ModuleList(modules) for name, modules in zip(GROUPS, parts, strict=True)}
 
 
-def parameter_groups(model: ResNet, learning_rate: float, decay: float = DECAY) -> list[dict[str, Any]]:
+def parameter_groups(model: ResNet, learning_rate: float, decay: float = 0.5) -> list[dict[str, Any]]:
     """Groups for an optimizer: the head at `learning_rate`, each group before it at `decay` of the next (ULMFiT).
 
     Howard and Ruder 2018. Frozen parameters are left out.
@@ -132,19 +131,6 @@ def parameter_groups(model: ResNet, learning_rate: float, decay: float = DECAY) 
         if parameters := [parameter for parameter in modules.parameters() if parameter.requires_grad]:
             groups.append({"name": name, "params": parameters, "lr": learning_rate * decay**depth})
     return groups
-
-
-def freeze(model: ResNet, until: str = "layer4") -> None:
-    """Freeze all groups up to and with `until` (`""`: none), and let the others learn.
-
-    Raises:
-        ValueError: no such group.
-    """
-    if until and until not in GROUPS:
-        raise ValueError(f"until={until!r}: expected one of {', '.join(GROUPS)}")
-    last = GROUPS.index(until) if until else -1
-    for depth, modules in enumerate(layer_groups(model).values()):
-        modules.requires_grad_(depth > last)
 
 
 def train_mode(model: nn.Module, update_statistics: bool = True) -> None:

@@ -83,7 +83,7 @@ def initial_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, Setting
             raise
         print_once(f"note: {error}\nThe sample is trained from random weights instead.")
         return initial_model(replace(settings, weights="none"), loaders)
-    set_prior(model, torch.bincount(loaders.train_set.labels, minlength=len(loaders.classes)))
+    set_prior(model, torch.bincount(loaders.train.dataset.labels, minlength=len(loaders.classes)))
     return model, settings
 
 
@@ -93,7 +93,7 @@ def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu"
     Writes `best.safetensors` anew, and the model's predictions on validation.
     """
     model: Any = load_model(folder, str(device))
-    info, dataset = model.info, loaders.val_set
+    info, dataset = model.info, loaders.val.dataset
     logits = run_network(model, loaders.val, info.preprocess)
     if info.num_outputs == 1:
         truth, chance = dataset.labels.numpy(), probabilities(logits.double()).numpy()
