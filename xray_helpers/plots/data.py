@@ -174,9 +174,9 @@ def gallery(images: Sequence[Array], titles: Sequence[str], heading: str, column
         images: gray images, uint8 (H, W) each, of any sizes.
         titles: one per image.
         heading: title of the figure.
-        columns: images per row.
+        columns: most images per row.
     """
-    rows = -(-len(images) // columns)
+    rows, columns = -(-len(images) // columns), min(columns, len(images))
     # Fewer dots than in other figures: noise does not compress, and notebooks are to stay small.
     figure, axes = panels(heading, rows, columns, (2.7 * columns, 2.4 * rows + 0.6), dpi=72, subplot_kw=EMPTY)
     for ax, image, title in zip(axes, images, titles, strict=False):
