@@ -35,12 +35,13 @@ def test_settings_are_frozen():
         ("split_seed", -1, "0 or more"),
         ("task", "flu", "pneumonia, cause, folders"),
         ("arch", "vgg16", "resnet18"),
-        ("weights", "missing.pth", "imagenet, none, or a file that exists"),
+        ("weights", "missing.pth", "imagenet, none, or a file or a run's folder that exists"),
         ("image_size", 8, "32 or more"),
         ("resize", "stretch", "squash, pad, crop"),
         ("augment", "wild", "none, light, strong"),
         ("batch_size", -3, "1 or more"),
         ("epochs", -1, "1 or more"),
+        ("more_epochs", -1, "0 or more"),
         ("learning_rate", float("nan"), "or more"),
         ("seed", -1, "0 or more"),
         ("device", "tpu", "auto, cuda, mps, cpu"),
@@ -197,7 +198,7 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
     name = plain.run_name
     assert name.startswith("sample-pooled-pneumonia-resnet18-imagenet-")
     assert len(name.rsplit("-", 1)[1]) == 8
-    assert replace(plain, workers=4).run_name == name
+    assert replace(plain, workers=4, more_epochs=2).run_name == name  # in the same folder
     file = tmp_path / "weights.pth"
     file.write_bytes(b"one")
     others = {
@@ -205,12 +206,19 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
         "arch": "resnet34", "weights": str(file), "image_size": 64, "resize": "pad", "augment": "none",
         "batch_size": 8, "epochs": 9, "learning_rate": 0.1, "seed": 1, "precision": "bf16",
     }  # fmt: skip
-    assert set(others) == {field.name for field in fields(Settings)} - {"workers", "device"}
+    assert set(others) == {field.name for field in fields(Settings)} - {"workers", "device", "more_epochs"}
     names = {replace(plain, **{field: value}).run_name for field, value in others.items()}
     assert len(names | {name}) == len(others) + 1
     with_one = replace(plain, weights=str(file)).run_name
     file.write_bytes(b"two")
     assert replace(plain, weights=str(file)).run_name != with_one
+    earlier = tmp_path / "sample-pooled-pneumonia-resnet18-none-0123abcd"
+    earlier.mkdir()
+    (earlier / "best.safetensors").write_bytes(b"one")
+    from_one = replace(plain, weights=str(earlier)).run_name
+    assert from_one.startswith("sample-pooled-pneumonia-resnet18-from-0123abcd-")
+    (earlier / "best.safetensors").write_bytes(b"two")
+    assert replace(plain, weights=str(earlier)).run_name != from_one
 
 
 def test_auto_and_the_device_it_chooses_are_one_run():

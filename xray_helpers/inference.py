@@ -98,6 +98,22 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.squeeze(1).sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
+class WithPreprocess(nn.Module):
+    """A model with its preprocessing inside, to be exported: images uint8 (B, 1, S, S) to probabilities.
+
+    Args:
+        model: from `load_model`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.network, self.preprocess = model, model.info.preprocess
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of class 1, (B,), or of each class, (B, C)."""
+        return probabilities(self.network(self.preprocess(images)))
+
+
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Unweighted cross-entropy: binary for logits (B, 1), else over the classes of (B, C)."""
     if logits.shape[1] == 1:
@@ -120,9 +136,14 @@ def probability_table(logits: Tensor, classes: Sequence[str], calibration: Mappi
     return pd.DataFrame({"probability": values, "calibrated": calibrated.numpy()})
 
 
-def prediction_table(
-    paths: Sequence[str], labels: Tensor, logits: Tensor, classes: Sequence[str], calibration: Mapping[str, float]
-) -> pd.DataFrame:
-    """The table of `predictions-<split>.csv`: path, truth (class number, from `labels`), and `probability_table`."""
-    table = pd.DataFrame({"path": list(paths), "truth": labels.numpy()})
-    return table.join(probability_table(logits, classes, calibration))
+def prediction_table(dataset: Any, logits: Tensor, calibration: Mapping[str, float]) -> pd.DataFrame:
+    """The table of `predictions-<split>.csv`: path, truth (class number), `probability_table`, and patient.
+
+    Args:
+        dataset: an `XrayDataset`.
+        logits: for its images, (N, 1) or (N, C).
+        calibration: as for `probability_table`.
+    """
+    table = pd.DataFrame({"path": dataset.paths, "truth": dataset.labels.numpy()})
+    answers = probability_table(logits, dataset.classes, calibration)
+    return table.join(answers).assign(patient=dataset.patients)

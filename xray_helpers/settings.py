@@ -44,12 +44,13 @@ class Settings:
     split_seed: int = _setting(0, "seed of the split", minimum=0)
     task: str = _setting("pneumonia", "what is predicted", ("pneumonia", "cause", "folders"))
     arch: str = _setting("resnet18", "torchvision ResNet", ARCHS)
-    weights: str = _setting("imagenet", "imagenet, none, or a path to a state-dict file")
+    weights: str = _setting("imagenet", "imagenet, none, a state-dict file, or the folder of an earlier run")
     image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
     resize: str = _setting("squash", "how images become square", ("squash", "pad", "crop"))
     augment: str = _setting("light", "strength of augmentation", ("none", "light", "strong"))
     batch_size: int = _setting(32, "images per step", minimum=1)
     epochs: int = _setting(3, "epochs of fine-tuning", minimum=1)
+    more_epochs: int = _setting(0, "epochs to add to a finished run", minimum=0)
     learning_rate: float = _setting(3e-4, "highest learning rate of fine-tuning, that of the head", minimum=1e-8)
     seed: int = _setting(0, "seed of the training", minimum=0)
     device: str = _setting("auto", "where to compute", ("auto", "cuda", "mps", "cpu"))
@@ -66,8 +67,8 @@ class Settings:
             if minimum is not None and not value >= minimum:
                 raise _refuse(entry.name, value, f"expected {minimum:g} or more")
         object.__setattr__(self, "fractions", check_fractions(self.fractions or FRACTIONS[self.split], self.split))
-        if self.weights not in ("imagenet", "none") and not Path(self.weights).expanduser().is_file():
-            raise _refuse("weights", self.weights, "expected imagenet, none, or a file that exists")
+        if self.weights not in ("imagenet", "none") and not Path(self.weights).expanduser().exists():
+            raise _refuse("weights", self.weights, "expected imagenet, none, or a file or a run's folder that exists")
         if self.data not in SOURCES and not (self.source().exists() or self.raw_folder.exists()):
             raise _refuse("data", self.data, "expected sample, kaggle, or a folder or zip that exists")
 
@@ -136,14 +137,19 @@ class Settings:
 
     @property
     def run_name(self) -> str:
-        """`<data>-<split>-<task>-<arch>-<weights>-<hash>`, the hash over all settings that change the result."""
+        """`<data>-<split>-<task>-<arch>-<weights>-<hash>`, the hash over all settings that change the result.
+
+        A run with more epochs stays in its folder.
+        """
         device, file = choose_device(self.device).value, Path(self.weights).expanduser()
         result = self.without_paths() | {"device": device, "precision": choose_precision(self.precision, device).value}
-        del result["workers"]
+        del result["workers"], result["more_epochs"]
         if self.weights not in ("imagenet", "none"):
-            result["weights"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            content = file / "best.safetensors" if file.is_dir() else file
+            result["weights"] = hashlib.sha256(content.read_bytes()).hexdigest()
         digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.data_name}-{self.split}-{self.task}-{self.arch}-{file.stem}-{digest}"
+        origin = f"from-{file.resolve().name[-8:]}" if file.is_dir() else file.stem
+        return f"{self.data_name}-{self.split}-{self.task}-{self.arch}-{origin}-{digest}"
 
     @property
     def run_folder(self) -> Path:

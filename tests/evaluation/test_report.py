@@ -139,7 +139,7 @@ def test_data_of_another_split_is_refused(copied):
     for name, value in {"split": "official", "split_seed": 1, "fractions": (0.6, 0.2, 0.2)}.items():
         other = {"fractions": (), name: value}
         data = prepare_data(replace(settings, **other))
-        with pytest.raises(CheckpointError, match=f"has {name} .*: they are of two runs"):
+        with pytest.raises(CheckpointError, match="was trained with another split: the digest of its manifest is"):
             evaluate_run(folder, "test", load_model(folder), data)
     assert not (folder / "predictions-test.csv").exists()
 
@@ -160,7 +160,7 @@ def test_more_classes_have_a_column_each(causes):
     assert "calibrated" not in found
     assert len(found["prevalence"]) == 3
     table = pd.read_csv(folder / "predictions-val.csv")
-    assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral"]
+    assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral", "patient"]
     assert table["path"].tolist() == data.manifest.loc[data.manifest["split"] == "val", "path"].tolist()
 
 

@@ -55,6 +55,7 @@ if __name__ == "__main__":
     from xray_helpers.training.__main__ import main
 
     use_tiny_networks()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     chosen = sys.argv.pop(1)
     if chosen != "never":
         interrupt(chosen)

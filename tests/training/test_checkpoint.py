@@ -40,7 +40,7 @@ from xray_helpers.training.model import build_model
 IDENTITY = {"arch": "resnet18", "classes": ("a", "b"), "image_size": 64}
 STATE = {
     "identity": IDENTITY, "epoch": 3, "optimizer": {"state": {}}, "schedule": {"last_epoch": 7}, "scaler": None,
-    "history": [{"loss": 0.5}], "best_epoch": 2, "best_loss": 0.4,
+    "history": [{"loss": 0.5}], "best_epoch": 2, "best_loss": 0.4, "cycles": [3],
 }  # fmt: skip
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -354,7 +354,7 @@ class TestAnyNetwork:
         assert run.history["stage"].tolist() == ["fine-tune"] * 4
         assert run.history["epoch"].tolist() == [1, 2, 3, 4]
         assert run.history["train_loss"].iloc[-1] < run.history["train_loss"].iloc[0]
-        assert {path.name for path in run.folder.iterdir()} == {BEST, LAST, "history.csv", ".lock"}
+        assert {path.name for path in run.folder.iterdir()} == {BEST, LAST, "history.csv", "trained-on.csv", ".lock"}
         info = run.model.info
         assert run.model is model
         assert (info.arch, info.classes, info.weights) == ("FiveLayers", ("NORMAL", "PNEUMONIA"), "none")
@@ -424,11 +424,13 @@ class TestAnyNetwork:
         assert resume(tmp_path)["identity"]["name"] == "mine"
 
     def test_numbers_of_numpy_can_be_given(self, tmp_path):
+        def schedule(optimizer, _):
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: np.float64(1.0))
+
         def go_on():
             return fit(
                 own(), colour_loaders(), tmp_path, 1, np.float64(1e-3),
-                metrics=lambda truth, probability: {"mean": np.float32(probability.mean())},
-                schedule=lambda optimizer, _: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: np.float64(1.0)),
+                metrics=lambda truth, probability: {"mean": np.float32(probability.mean())}, schedule=schedule,
                 classes=[*np.array(["red", "green"])], **HERE,
             )  # fmt: skip
 
@@ -594,12 +596,12 @@ class TestResume:
         with pytest.raises(Stop):
             fit(own(), colour_loaders(), tmp_path / "run", loss=loss, **HERE)
         assert resume(tmp_path / "run")["epoch"] == 1
-        assert_equal_runs(fit(own(), colour_loaders(), tmp_path / "run", **HERE), whole)
+        assert_equal_runs(fit(own(), colour_loaders(), tmp_path / "run", loss=loss, **HERE), whole)
 
     def test_a_finished_run_is_returned_and_not_trained_again(self, tmp_path, monkeypatch):
         first = fit(own(), colour_loaders(), tmp_path, **HERE)
         monkeypatch.setattr(engine, "train_one_epoch", lambda *_: pytest.fail("trained again"))
-        again = fit(own(seed=9), colour_loaders(), tmp_path, **HERE)
+        again = fit(own(), colour_loaders(), tmp_path, **HERE)
         assert same(copy_of(again.model), copy_of(first.model))
         pd.testing.assert_frame_equal(again.history, first.history)
 
@@ -667,7 +669,7 @@ class TestResume:
         other.arch = "resnet34"
         fewer = SimpleNamespace(
             train=[*loaders.train][:3], val=loaders.val, classes=loaders.classes, fingerprint=loaders.fingerprint,
-            preprocess=loaders.preprocess,
+            preprocess=loaders.preprocess, manifest=loaders.manifest,
         )  # fmt: skip
         for name, changes in {
             "arch": {"model": other},
@@ -699,7 +701,7 @@ class TestResume:
     def test_a_new_start_leaves_nothing_of_the_run_before(self, tmp_path, fresh):
         """Also where somebody deleted the state alone: what was judged before is of another model."""
         fit(own(), colour_loaders(), tmp_path, **HERE)
-        old = {*RUN_FILES} - {BEST, LAST, "history.csv"}
+        old = {*RUN_FILES} - {BEST, LAST, "history.csv", "trained-on.csv"}
         assert len(old) == 4
         for name in old:
             (tmp_path / name).touch()
@@ -764,10 +766,10 @@ class TestBestModel:
             return torch.tensor(value)
 
         with pytest.raises(Stop):
-            fit(own(), colour_loaders(), tmp_path, 3, loss=loss, **HERE)
+            fit(own(), colour_loaders(), tmp_path, 3, loss=loss, name="planned", **HERE)
         assert load_model(tmp_path, into=own()).info.epoch == 1
         assert resume(tmp_path)["epoch"] == 2
-        run, _ = self.fit_with_validation_losses(tmp_path, (0.7, 0.8, 0.9))
+        run, _ = self.fit_with_validation_losses(tmp_path, (0.7, 0.8, 0.9), name="planned")
         assert run.model.info.epoch == 1
         assert run.history["val_loss"].tolist() == pytest.approx([0.5, 0.9, 0.7])
 
@@ -837,8 +839,12 @@ class TestHead:
         model.weights = "imagenet"
         cases = {"random": network(), "other": network(weights="imagenet")}
         cases["other"].fc = nn.Sequential(cases["other"].fc)
+
+        def sgd(model):
+            return torch.optim.SGD(model.parameters(), 0.1)
+
         for name, each in cases.items():
-            optimizer = None if name == "random" else lambda model: torch.optim.SGD(model.parameters(), 0.1)
+            optimizer = None if name == "random" else sgd
             run = fit(each, (loaders.train, loaders.val), tmp_path / name, 1, preprocess=loaders.preprocess,
                       optimizer=optimizer, **HERE)  # fmt: skip
             assert run.history["stage"].tolist() == ["fine-tune"], name

@@ -24,7 +24,7 @@ from xray_helpers.training.checkpoint import BEST, LAST, load_model, resume
 from xray_helpers.training.model import build_model
 from xray_helpers.training.train import calibrate, initial_model, train
 
-FILES = {"settings.json", "history.csv", LAST, BEST, "predictions-val.csv", ".lock"}
+FILES = {"settings.json", "history.csv", LAST, BEST, "predictions-val.csv", "trained-on.csv", ".lock"}
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_every_validation_image_counts_once_and_test_stays_closed(settings, monk
     rows = manifest[manifest["split"] == "val"]
     table = pd.read_csv(run.folder / "predictions-val.csv")
     assert len(rows) % 7
-    assert list(table) == ["path", "truth", "probability", "calibrated"]
+    assert list(table) == ["path", "truth", "probability", "calibrated", "patient"]
     assert table["path"].tolist() == rows["path"].tolist()
     assert table["truth"].tolist() == (rows["label"] == "PNEUMONIA").astype(int).tolist()
     slope, intercept = run.model.info.calibration["slope"], run.model.info.calibration["intercept"]
@@ -206,8 +206,8 @@ def test_a_kill_between_calibration_and_its_table_is_made_good(settings, data):
 def test_three_causes_have_a_probability_each(settings):
     run = train(replace(settings, task="cause", epochs=1))
     table = pd.read_csv(run.folder / "predictions-val.csv")
-    assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral"]
-    np.testing.assert_allclose(table.iloc[:, 2:].sum(axis=1), 1, atol=1e-6)
+    assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral", "patient"]
+    np.testing.assert_allclose(table.filter(like="p_").sum(axis=1), 1, atol=1e-6)
     assert run.model.info.calibration == {"slope": 1.0, "intercept": 0.0}
 
 

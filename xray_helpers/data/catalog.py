@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from warnings import catch_warnings
@@ -123,7 +123,7 @@ def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
         raise FileNotFoundError(f"no images in {{train,val,test}}/<class>/ under {root.name}; run notebook 01 first")
     # The cache's name holds all files' names, sizes and dates, so that it changes whenever a file does.
     stats = ((path, (root / path).stat()) for path in paths)
-    listing = _digest([f"version {VERSION}", *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)])
+    listing = digest([f"version {VERSION}", *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)])
     cached = cache / f"catalog-{listing}.csv" if cache else None
     if cached and cached.is_file():
         return pd.read_csv(cached, keep_default_na=False)
@@ -137,7 +137,7 @@ def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
     return catalog
 
 
-def _digest(lines: list[str]) -> str:
+def digest(lines: Sequence[str]) -> str:
     """A short hash of lines of text; file names that are not valid UTF-8 are hashed by their bytes."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
@@ -165,8 +165,8 @@ def _decode(path: Path) -> dict[str, object]:
             table = getattr(image, "quantization", {}).get(0, [0])
             # Where R = G = B, conversion gives exactly that gray, so an RGB copy of a gray image has the same hash.
             pixels = image if image.mode[0] in "IF" else image.convert("L")
-            digest = hashlib.sha256(f"{image.size}".encode() + pixels.tobytes()).hexdigest()[:24]
-            return {**size, "pixel_hash": digest, "quantisation": round(sum(table) / len(table), 3)}
+            pixel_hash = hashlib.sha256(f"{image.size}".encode() + pixels.tobytes()).hexdigest()[:24]
+            return {**size, "pixel_hash": pixel_hash, "quantisation": round(sum(table) / len(table), 3)}
     except UnidentifiedImageError:
         return {"error": "not an image" if path.stat().st_size else "empty file"}
     except Image.DecompressionBombError:
@@ -184,7 +184,7 @@ def fingerprint(catalog: pd.DataFrame) -> str:
     Returns:
         12 hexadecimal digits.
     """
-    return _digest((catalog["path"] + " " + catalog["pixel_hash"] + " " + catalog["error"].ne("").astype(str)).tolist())
+    return digest((catalog["path"] + " " + catalog["pixel_hash"] + " " + catalog["error"].ne("").astype(str)).tolist())
 
 
 def duplicates(catalog: pd.DataFrame) -> pd.DataFrame:

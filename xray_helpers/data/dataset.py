@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from xray_helpers.data.catalog import build_catalog
 from xray_helpers.data.download import fetch
 from xray_helpers.data.image_cache import ImageCache, build_cache
-from xray_helpers.data.splits import make_splits
+from xray_helpers.data.splits import KEY, check_manifest, make_splits
 from xray_helpers.data.transforms import Preprocess
 from xray_helpers.files import XrayError, print_once
 from xray_helpers.settings import Settings
@@ -92,7 +92,7 @@ class XrayDataset(Dataset[tuple[Tensor, Any]]):
     """The images of one split, from the cache, each with the number of its class.
 
     Args:
-        manifest: rows with the columns path, split and `target`.
+        manifest: rows with the columns path, split, patient_coarse and `target`.
         cache: from `build_cache`.
         split: `train`, `val` or `test`.
         classes: names in the order of their numbers.
@@ -113,6 +113,7 @@ class XrayDataset(Dataset[tuple[Tensor, Any]]):
             raise ValueError(f"class {unknown[0]!r} in {split} is not one of {', '.join(classes)}")
         self.cache, self.split, self.classes = cache, split, tuple(classes)
         self.paths = rows["path"].tolist()
+        self.patients = rows["patient_coarse"].tolist()
         self.rows = cache.find(self.paths)  # (N,)
         self.labels = torch.tensor([self.classes.index(name) for name in rows[target]])  # (N,)
 
@@ -176,6 +177,8 @@ class Loaders:
         preprocess: turns a batch into a network's input.
         fingerprint: of the images.
         data_name: name of the dataset.
+        manifest: the rows that they load, with their split.
+        key: what counts as one patient, `fine` or `coarse`.
     """
 
     train: XrayLoader
@@ -184,6 +187,8 @@ class Loaders:
     preprocess: Preprocess
     fingerprint: str
     data_name: str
+    manifest: pd.DataFrame
+    key: str
     _test: XrayLoader | None = None
 
     @property
@@ -209,13 +214,15 @@ def make_loaders(
         batch_size: images per batch.
         seed: of the order of the training images.
         workers: processes that load images; 0 loads in the main process.
-        manifest: rows with a split of your own, in place of `data.manifest`.
+        manifest: catalog rows with a split of your own, in place of `data.manifest`; checked for leaks.
         test: open the test split too; for evaluation only.
 
     Raises:
         ValueError: a split is missing or lacks a class.
+        LeakError: your split shares a patient or an image.
     """
-    manifest = data.manifest if manifest is None else manifest
+    manifest, key = data.manifest if manifest is None else manifest, KEY[data.settings.split]
+    check_manifest(manifest, key)
     processes = {"num_workers": workers, "timeout": BATCH_TIMEOUT if workers else 0}
 
     def load(split: str) -> XrayLoader:
@@ -233,7 +240,7 @@ def make_loaders(
 
     preprocess, name = Preprocess(data.cache.size, data.cache.resize), data.settings.data_name
     opened = load("test") if test else None
-    return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, opened)
+    return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, manifest, key, opened)
 
 
 @contextlib.contextmanager

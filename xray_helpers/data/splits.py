@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.model_selection import StratifiedGroupKFold
 
-from xray_helpers.data.catalog import fingerprint
+from xray_helpers.data.catalog import digest, fingerprint
 from xray_helpers.files import LeakError, print_once, write_text
 from xray_helpers.settings import FRACTIONS, Settings, check_fractions
 
@@ -198,6 +199,85 @@ def check_manifest(manifest: pd.DataFrame, key: str) -> None:
             path, patient = leaks.iloc[0][["path", "patient_fine"]]
             leak = f"{leaks[column].nunique():,} {what} are in more than one split, such as {path} of patient {patient}"
             raise LeakError(f"{leak}. Do not train on this.")
+
+
+def folds(manifest: pd.DataFrame, k: int, seed: int = 0) -> list[pd.DataFrame]:
+    """Splits for a cross-validation by patient: each image is once in `test`, once in `val`, and else in `train`.
+
+    Leave the rows out that are to stay closed, such as those of the split `test`.
+
+    Args:
+        manifest: catalog rows; a column `split` is replaced.
+        k: number of folds, 3 or more.
+        seed: seed of the random order.
+
+    Returns:
+        `k` manifests, in which no patient (under either key) and no exact copy of an image is in two splits.
+
+    Raises:
+        ValueError: fewer than three folds, or a class with fewer groups of linked patients than folds.
+    """
+    manifest = manifest.sort_values("path", ignore_index=True)
+    groups, strata = _linked(manifest, list(COLUMN.values())), manifest["label"] + " " + manifest["cause"]
+    fewest = pd.Series(groups).groupby(manifest["label"]).nunique().min()
+    if k < 3 or fewest < k:
+        raise ValueError(f"k={k}: expected 3 or more, and no more than the smallest class has patients ({fewest})")
+    fold = np.zeros(len(manifest), dtype=int)
+    parts = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(manifest, strata, groups)
+    for number, (_, held_out) in enumerate(parts):
+        fold[held_out] = number
+    made = []
+    for number in range(k):
+        split = np.select([fold == number, fold == (number + 1) % k], ["test", "val"], "train")
+        made.append(manifest.assign(split=split))
+        check_manifest(made[-1], "coarse")
+    return made
+
+
+def split_digest(manifest: pd.DataFrame) -> str:
+    """A hash of each row's image, classes, patient and split: another one wherever a split or a label differs.
+
+    Args:
+        manifest: catalog rows with a column `split`.
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    columns = ["path", "split", "label", "cause", *COLUMN.values()]
+    return digest(sorted(manifest[columns].astype(str).agg(" ".join, axis=1)))
+
+
+def traces(manifest: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Hashes by which images, their exact copies and their patients are known again, without naming them.
+
+    Args:
+        manifest: catalog rows.
+        key: what counts as one patient, `fine` or `coarse`.
+
+    Returns:
+        One row per image: path, pixel_hash and the key's column (`patient_fine` or `patient_coarse`), each hashed.
+    """
+    return manifest[["path", "pixel_hash", COLUMN[key]]].map(lambda value: digest([str(value)]))
+
+
+def check_unseen(manifest: pd.DataFrame, trained_on: pd.DataFrame, run: str) -> None:
+    """Refuse images that a run learned from, or whose patients it learned from.
+
+    Args:
+        manifest: catalog rows of the images to judge.
+        trained_on: from `traces`, of the run's training images.
+        run: its name, for the message.
+
+    Raises:
+        LeakError: the run learned from one of them; the message names one.
+    """
+    words = {"path": "file", "pixel_hash": "exact pixels"}
+    for column in trained_on:
+        known = manifest[column].map(lambda value: digest([str(value)])).isin(trained_on[column].dropna())
+        if known.any():
+            what = f"{known.sum():,} of {len(manifest):,} images share their {words.get(column, 'patient')}"
+            example = manifest.loc[known, "path"].iloc[0]
+            raise LeakError(f"{what} with images that {run} learned from, such as {example}: they cannot judge it.")
 
 
 def manifest_path(settings: Settings, catalog: pd.DataFrame) -> Path:

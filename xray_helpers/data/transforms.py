@@ -150,7 +150,12 @@ class Augmentation(nn.Module):
 
         Returns:
             float32 (B, 1, S, S) of 0…1, which `Preprocess` takes.
+
+        Raises:
+            ValueError: images of another shape.
         """
+        if images.ndim != 4 or images.shape[1] != 1:
+            raise ValueError(f"Augmentation takes gray images of shape (B, 1, S, S), got {tuple(images.shape)}")
         images = to_unit(images)
         return self.steps(images) if self.training else images
 

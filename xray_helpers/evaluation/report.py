@@ -1,6 +1,8 @@
 """Judging a finished run: predictions, `metrics.json`, the model card. The only place that opens the test split."""
 
 import json
+import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ import pandas as pd
 from torch import nn
 
 from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data
+from xray_helpers.data.splits import check_unseen, split_digest
 from xray_helpers.files import CheckpointError, write_text
 from xray_helpers.inference import Transform, prediction_table, run_network
 from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval
 from xray_helpers.settings import Settings, choose_device, choose_precision
-from xray_helpers.training.checkpoint import BEST, CARD, HISTORY, load_model
+from xray_helpers.training.checkpoint import BEST, CARD, EARLIER, HISTORY, TRAINED_ON, load_model
 
 METRICS = "metrics.json"
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "accelerate", "kornia")
@@ -36,35 +39,39 @@ def run_settings(folder: Path) -> Settings:
         raise CheckpointError(f"{folder.name}/settings.json cannot be read ({error}); train again") from None
 
 
-def load_run(folder: str | Path, model: Any = None, data: PreparedData | None = None) -> tuple[Any, PreparedData]:
+def load_run(
+    folder: str | Path, model: Any = None, data: PreparedData | None = None, manifest: pd.DataFrame | None = None
+) -> tuple[Any, PreparedData]:
     """A finished run's best model, on the device that is there, and the data that it was trained on.
 
     Args:
         folder: of the run.
         model: from `load_model` or `Run.model`; read from the folder when None.
         data: from `prepare_data`; prepared as `settings.json` says when None.
+        manifest: the split that the run was trained with, where it was one of your own.
 
     Raises:
-        CheckpointError: the run is not finished; its images changed or are others; or its files are of two runs.
+        CheckpointError: the run is not finished; its images or their split changed; or its files are of two runs.
         XrayError, ValueError, OSError: as `prepare_data`.
     """
     folder = Path(folder)
     model = model or load_model(folder, choose_device().value)
     data, info = data or prepare_data(run_settings(folder)), model.info
+    data = data if manifest is None else replace(data, manifest=manifest)
 
-    # A model is not judged on other images than it was trained on, nor in the folder of another run.
+    # A model is judged on the images and the split that it was trained with, and in the folder of its own run.
     if data.fingerprint != info.fingerprint:
         now = f"that of data/raw/{data.settings.data_name} is {data.fingerprint}"
         found = f"was trained on other files: their fingerprint is {info.fingerprint}, and {now}"
         raise CheckpointError(f"{folder.name} {found}. Bring the old files back, or train again.")
+    if info.split not in ("", now := split_digest(data.manifest)):
+        found = f"was trained with another split: the digest of its manifest is {info.split}, and now it is {now}"
+        raise CheckpointError(f"{folder.name} {found}. Bring the old manifest back, or train again.")
     pairs: dict[str, tuple[object, object]] = {"classes": (info.classes, data.classes)}
     if info.preprocess:
         pairs["image_size"] = (info.preprocess.size, data.cache.size)
     if (folder / "settings.json").is_file():  # not there for networks of the caller's own
-        settings = run_settings(folder)
-        pairs["arch"] = (info.arch, settings.arch)
-        for name in ("split", "fractions", "split_seed"):  # in another split, test holds images of this training
-            pairs[name] = (getattr(settings, name), getattr(data.settings, name))
+        pairs["arch"] = (info.arch, run_settings(folder).arch)
     for name, (saved, prepared) in pairs.items():
         if saved != prepared:
             found = f"{folder.name}/{BEST} has {name} {saved}, its settings or data have {prepared}"
@@ -78,6 +85,7 @@ def evaluate_run(
     model: nn.Module | None = None,
     data: PreparedData | None = None,
     preprocess: Transform | None = None,
+    manifest: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Predict a split with a run's best model, in float32, and judge it; writes the predictions and `metrics.json`.
 
@@ -87,43 +95,54 @@ def evaluate_run(
         model: from `load_model` or `Run.model`, for a run of a network of your own; read from the folder when None.
         data: from `prepare_data`; prepared as `settings.json` says when None.
         preprocess: for a run with preprocessing of your own, the function that it was trained with.
+        manifest: as for `load_run`.
 
     Returns:
         What `metrics.json` holds for this split, as from `metrics.evaluate`.
 
     Raises:
-        CheckpointError: the run is not finished, or was trained on other images.
+        CheckpointError: the run is not finished, or was trained on other images or with another split.
+        LeakError: it learned from one of these images, an exact copy of one, or another image of a patient.
         ValueError: another split, or preprocessing of the caller's own that is not given.
     """
     if split not in ("val", "test"):
         raise ValueError(f"split={split!r}: expected val or test")
     folder = Path(folder)
-    network, data = load_run(folder, model, data)
+    network, data = load_run(folder, model, data, manifest)
     info, preprocess = network.info, preprocess or network.info.preprocess
     if preprocess is None:
         raise ValueError(f"{folder.name} was trained with preprocessing of your own: pass the function as preprocess=")
+
+    # Refuse what the run learned from. Whoever trained on batches of their own has to know it themselves.
+    protocol = f"{data.settings.split} split, patients apart"
+    if info.split and network.trained_on is None:
+        raise CheckpointError(f"{folder.name}/{TRAINED_ON} is missing, which tells what the run learned from")
+    if info.split:
+        check_unseen(data.manifest[data.manifest["split"] == split], network.trained_on, folder.name)
+    else:
+        protocol += ", trained on batches of your own: which images it learned from is not known"
 
     # Predict in float32, and keep the predictions.
     loaders = make_loaders(data, test=split == "test")
     loader = loaders.test if split == "test" else loaders.val
     dataset = loader.dataset
     logits = run_network(network.eval(), loader, preprocess)
-    table = prediction_table(dataset.paths, dataset.labels, logits, info.classes, info.calibration)
+    table = prediction_table(dataset, logits, info.calibration)
     write_text(folder / f"predictions-{split}.csv", table.to_csv(index=False))
 
     # Judge them, with intervals over patients.
-    patients = data.manifest.set_index("path").loc[dataset.paths, "patient_coarse"]
-    probability = table["probability"] if info.num_outputs == 1 else table.iloc[:, 2:]
-    judged = evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
-    found = {"protocol": f"{data.settings.split} split, patients apart", **judged}
+    probability = table["probability"] if info.num_outputs == 1 else table.filter(like="p_")
+    judged = evaluate(table["truth"], probability, table["patient"], info.operating_points, info.classes)
+    found = {"protocol": protocol, **judged}
     if info.num_outputs == 1:
-        found["calibrated"] = calibration(table["truth"], table["calibrated"], Bootstrap(patients))
+        found["calibrated"] = calibration(table["truth"], table["calibrated"], Bootstrap(table["patient"]))
 
     # Write them beside those of the other split, with what they depend on.
     file, settings = folder / METRICS, folder / "settings.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"val": {}, "test": {}}
     saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else data.settings.without_paths()
-    spent = pd.read_csv(folder / HISTORY).groupby("stage")["seconds"].sum().round(1)
+    history = pd.read_csv(folder / HISTORY)
+    spent = history.groupby("stage")["seconds"].sum().round(1)
     device = choose_device(saved["device"]).value
     content |= {
         split: found,
@@ -135,6 +154,7 @@ def evaluate_run(
         "precision": choose_precision(saved["precision"], device).value,
         "versions": {name: version(name) for name in PACKAGES},
         "seconds": {"store": data.cache.seconds, "head": spent.get("head", 0.0), "fine_tune": spent["fine-tune"]},
+        "more_epochs": int((history["stage"] == "more epochs").sum()),
     }
     write_text(file, json.dumps(content, indent=1) + "\n")
     return found
@@ -161,4 +181,5 @@ def write_card(folder: str | Path, model: nn.Module | None = None) -> str:
     templates.filters["interval"] = format_interval
     card = templates.get_template("model_card.md.j2").render(found, name=folder.name, info=info) + "\n"
     write_text(folder / CARD, card)
+    shutil.rmtree(folder / EARLIER, ignore_errors=True)  # the judgement that this one replaces
     return card

@@ -1,13 +1,18 @@
 """Saving and loading: `last.pt` to go on training, `best.safetensors` to use a model; neither can run code."""
 
 import contextlib
+import copy
+import functools
 import hashlib
 import json
+import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -29,9 +34,13 @@ from xray_helpers.training.model import build_model, misfit, outputs_for
 VERSION = 1  # of the format of a run's files
 LAST, BEST, CARD = "last.pt", "best.safetensors", "model-card.md"
 HISTORY, PREDICTIONS = "history.csv", "predictions-val.csv"
-RUN_FILES = (HISTORY, LAST, BEST, PREDICTIONS, "predictions-test.csv", "metrics.json", CARD)
+TRAINED_ON = "trained-on.csv"  # hashes of the training images and their patients; stays when a model is sent
+JUDGEMENT = (PREDICTIONS, "predictions-test.csv", "metrics.json", CARD)
+RUN_FILES = (HISTORY, LAST, BEST, TRAINED_ON, *JUDGEMENT)
+EARLIER = "earlier"  # the folder for a model and its judgement, until a longer training of it was judged
 STATE = {
     "version", "identity", "epoch", "model", "optimizer", "schedule", "scaler", "history", "best_epoch", "best_loss",
+    "cycles",
 }  # fmt: skip
 
 
@@ -47,7 +56,8 @@ class ModelInfo:
         val_loss: its loss on validation.
         data: name of the dataset.
         fingerprint: of the dataset's images.
-        weights: what training started from.
+        split: digest of the manifest that says which images were for training; "" for batches of your own.
+        weights: what training started from: `imagenet`, `none`, the name of a file, or that of an earlier run.
         calibration: slope and intercept of the calibrated log-odds (two classes; fitted on validation).
         operating_points: name → threshold of the probability.
     """
@@ -59,6 +69,7 @@ class ModelInfo:
     val_loss: float
     data: str = ""
     fingerprint: str = ""
+    split: str = ""
     weights: str = "none"
     calibration: dict[str, float] = field(default_factory=lambda: {"slope": 1.0, "intercept": 0.0})
     operating_points: dict[str, float] = field(default_factory=lambda: {"0.5": 0.5})
@@ -131,7 +142,8 @@ def load_model(folder_or_file: str | Path, device: str = "cpu", into: nn.Module 
     Returns:
         The network on `device`, in evaluation mode: a batch of images to logits (B, C). `model.info` says what is known
         about it (classes, preprocessing, threshold, calibration); `model.card` is the text of the model card beside
-        the file, `""` before the run was evaluated.
+        the file, `""` before the run was evaluated; `model.run_name` names the folder, and `model.trained_on` has the
+        hashes of its training images, None where the file is alone. Given to `fit`, it begins a new run.
 
     Raises:
         CheckpointError: the file is missing or damaged, or the weights do not fit.
@@ -150,8 +162,9 @@ def load_model(folder_or_file: str | Path, device: str = "cpu", into: nn.Module 
     if reason := misfit(into.state_dict(), weights):
         raise CheckpointError(f"{name} does not fit {info.arch} for {info.num_outputs} outputs: {reason}")
     into.load_state_dict(weights)
-    card = file.with_name(CARD)
+    card, seen = file.with_name(CARD), file.with_name(TRAINED_ON)
     into.info, into.card = info, card.read_text(encoding="utf-8") if card.is_file() else ""
+    into.trained_on, into.run_name = pd.read_csv(seen, dtype=str) if seen.is_file() else None, file.parent.name
     return into.eval().to(device)
 
 
@@ -169,6 +182,67 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
         # Numbers of NumPy become Python's own: `resume` would refuse to read them.
         plain = recursively_apply(np.generic.item, state, test_type=lambda value: isinstance(value, np.generic))
         torch.save({"version": VERSION, **plain}, partial)
+
+
+def describe(thing: Any, what: str) -> str:
+    """A text that tells what a caller brought from something else, so that a run is not mistaken for another one.
+
+    Args:
+        thing: a function or class, described by its module and name, or any other object, by its class, its plain
+            attributes (numbers, texts, and sequences of them) and, for a module, those of its parts and its tensors.
+        what: what it is, for the message.
+
+    Raises:
+        ValueError: it is a lambda, which has no name.
+    """
+    if thing is None:
+        return "the default"
+    if isinstance(thing, functools.partial):
+        return f"{describe(thing.func, what)} with {thing.args} {thing.keywords}"
+    if name := getattr(thing, "__qualname__", ""):
+        if "<lambda>" in name:
+            raise ValueError(f"{what}: a lambda has no name that tells it from another one; use def, or fit(name=…)")
+        return f"{thing.__module__}.{name}"
+    parts = list(thing.modules()) if isinstance(thing, nn.Module) else [thing]
+    facts = [
+        f"{name}={value}"
+        for part in parts
+        for name, value in getattr(part, "__dict__", {}).items()
+        if _is_plain(value) and not name.startswith("_") and name != "training"
+    ]
+    if isinstance(thing, nn.Module) and (tensors := thing.state_dict()):
+        facts.append(f"tensors={weights_digest(tensors)}")
+    return f"{type(thing).__module__}.{type(thing).__qualname__}({', '.join(facts)})"
+
+
+def _is_plain(value: object) -> bool:
+    inner = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(each, int | float | str | None) for each in inner)
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A hash of all entries of a state dict, with their names, types and shapes."""
+    return _digest({name: value.cpu().contiguous() for name, value in weights.items()}, "")[:12]
+
+
+@contextlib.contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Where the block fails or is interrupted, the model gets back the weights that it had before."""
+    before = copy.deepcopy(model.state_dict())
+    try:
+        yield
+    except BaseException:
+        model.load_state_dict(before)
+        raise
+
+
+def set_aside(folder: Path) -> None:
+    """Move a judged model's judgement, and copy the model, to the subfolder `earlier`."""
+    earlier = make_folder(folder / EARLIER)
+    shutil.copy2(folder / BEST, earlier)
+    for name in JUDGEMENT:
+        if (folder / name).is_file():
+            os.replace(folder / name, earlier / name)
 
 
 def save_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -208,13 +282,22 @@ def resume(folder: str | Path, identity: Mapping[str, Any] | None = None) -> dic
     _check_version(state["version"], file)
     if missing := sorted(STATE - state.keys()):
         raise CheckpointError(_damaged(file, f"it lacks {', '.join(missing)}"))
-    for name, value in (identity or {}).items():
+    check_identity(state, identity or {}, file)
+    return state
+
+
+def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any], file: Path) -> None:
+    """Refuse the state of a run that was trained in another way; arguments and errors as for `resume`."""
+    for name, value in identity.items():
         before = state["identity"].get(name)
         if before != value:
-            change = f"models/{file.parent.name}/{LAST} was trained with another {name} ({before}, now {value})"
+            # Of long descriptions, what differs and a little before it.
+            pairs = enumerate(zip(str(before), str(value), strict=False))
+            start = max(0, next((place for place, (was, now) in pairs if was != now), 0) - 20)
+            was, now = (shorten(str(each)[start:], 100, placeholder=" …") for each in (before, value))
+            change = f"models/{file.parent.name}/{LAST} was trained with another {name} ({was}, now {now})"
             advice = "Start over with --fresh (in a notebook: fresh=True), or choose another folder."
             raise CheckpointError(f"{change}. {advice}")
-    return state
 
 
 @contextlib.contextmanager

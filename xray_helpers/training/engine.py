@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
@@ -22,8 +23,9 @@ from tqdm import tqdm
 
 from xray_helpers import inference
 from xray_helpers.data.dataset import Loaders
+from xray_helpers.data.splits import check_unseen, split_digest, traces
 from xray_helpers.data.transforms import Augmentation, Preprocess
-from xray_helpers.files import CheckpointError, XrayError
+from xray_helpers.files import CheckpointError, XrayError, write_text
 from xray_helpers.inference import Batches, Transform, classification_loss, run_on_labelled
 from xray_helpers.metrics import scores
 from xray_helpers.settings import seed_everything
@@ -185,6 +187,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     metrics: Metrics | None = None,
     callbacks: Sequence[Callable[[dict[str, Any], nn.Module], object]] = (),
     name: str | None = None,
+    more_epochs: int = 0,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -195,11 +198,17 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
 
     The model with the lowest validation loss is kept. The last finished epoch is saved, so that a run that was stopped
     goes on from there; the result is the same as if it had never stopped, where the order of the batches follows from
-    the seed (the project's loaders, and a `DataLoader` without a generator of its own).
+    the seed (the project's loaders, and a `DataLoader` without a generator of its own). Where training stops with an
+    error or is interrupted, the model gets back the weights that it had.
+
+    A folder holds one run. What makes it this run is saved with it: the images and their split, the network, the
+    weights that it starts from, and everything below that changes the result. A function is known by its name, any
+    other object by its class and plain attributes.
 
     Args:
         model: any network from a batch of inputs to logits (B, C), C = 1 for two classes. It is trained in place. One
             from `build_model` with pretrained weights has its head fitted first, on features that are computed once.
+            One from `load_model` begins a new run from an earlier one.
         loaders: anything with `.train` and `.val`, or a pair: iterables of images (B, …) and class numbers (B,).
         folder: where the run's files are written.
         epochs: passes over the training images.
@@ -214,7 +223,8 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         metrics: more validation figures for the history, from truth and probabilities.
         callbacks: called with the history's row and the model, in the main process, after an epoch was saved; an error
             in one stops the run, and the saved epochs are kept.
-        name: tells runs apart that share nothing else; a run with another name does not go on from this folder.
+        name: stands for the starting weights and for your own objects when runs are told apart, lambdas included.
+        more_epochs: go on with a finished run for so many epochs beyond `epochs`, in one more cycle of the schedule.
         seed: of everything that is random.
         device: `auto`, `cuda`, `mps` or `cpu`.
         precision: `auto`, `float32`, `bf16` or `fp16`.
@@ -224,7 +234,9 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     Raises:
         XrayError: the loss became infinite (the best model so far is kept), or a process that loads images was killed.
         CheckpointError: another process trains in this folder, what is there cannot be read, or it was trained in
-            another way.
+            another way; the message says in which.
+        LeakError: an earlier run that the model is from learned from images of val or test.
+        ValueError: an object of your own is a lambda, and there is no `name`; or there is no batch to train on.
         MemoryError: the GPU's memory is too small for a batch.
         OSError: the disk is full.
     """
@@ -235,35 +247,56 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     preprocess, loss = preprocess or getattr(loaders, "preprocess", None), loss or classification_loss
     if augment is None and isinstance(loaders, Loaders):
         augment = Augmentation("light", loaders.preprocess.size)
-    weights = getattr(model, "weights", "none")
     classes = classes or getattr(loaders, "classes", None) or _class_numbers(model, val_batches, preprocess)
-    info = checkpoint.ModelInfo(
-        arch=getattr(model, "arch", type(model).__name__), classes=tuple(classes), weights=weights, epoch=-1,
-        preprocess=preprocess if isinstance(preprocess, Preprocess) else None, val_loss=math.inf,
-        data=getattr(loaders, "data_name", ""), fingerprint=getattr(loaders, "fingerprint", ""),
-    )  # fmt: skip
-    identity = {name: getattr(info, name) for name in ("arch", "classes", "weights", "fingerprint")}
-    identity |= {"preprocess": repr(info.preprocess), "epochs": epochs, "learning_rate": learning_rate}
-    identity |= {"batches per epoch": batches_per_epoch, "seed": seed, "name": name}
-    has_head = isinstance(getattr(model, "fc", None), nn.Linear)
-    pretrained = has_head and weights != "none"
-    new_head = has_head and hasattr(model, "weights") and not model.fc.weight.any()
+    manifest = getattr(loaders, "manifest", None)  # where it is known which images these are
     if verbose and not _order_is_repeatable(batches):
         print("note: the order of these training batches cannot be repeated: a resumed run will see another one")
 
-    with checkpoint.lock_run_folder(folder, accelerator):
-        # 2. What an earlier run left here.
-        state = {} if fresh else checkpoint.resume(folder, identity) or {}
-        history, done = state.get("history", []), state.get("epoch", -1 if pretrained else 0)  # epoch 0 fits the head
+    with checkpoint.lock_run_folder(folder, accelerator), checkpoint.restored_on_error(model):
+        # 2. What an earlier run left here, and whether it was this run.
+        state = {} if fresh else checkpoint.resume(folder) or {}
+        arch, weights, start_weights = _origin(model, folder, state)
+        info = checkpoint.ModelInfo(
+            arch=arch, classes=tuple(classes), weights=weights, epoch=-1, val_loss=math.inf,
+            preprocess=preprocess if isinstance(preprocess, Preprocess) else None,
+            data=getattr(loaders, "data_name", ""), fingerprint=getattr(loaders, "fingerprint", ""),
+            split="" if manifest is None else split_digest(manifest),
+        )  # fmt: skip
+        identity = {key: getattr(info, key) for key in ("arch", "classes", "weights", "fingerprint", "split")}
+        identity |= {"epochs": epochs, "learning_rate": learning_rate, "batches per epoch": batches_per_epoch}
+        identity |= {"seed": seed, "name": name, "preprocess": repr(info.preprocess)}
+        if not name:
+            brought = {"loss": loss, "optimizer": optimizer, "schedule": schedule, "augment": augment}
+            brought |= {"preprocess": preprocess}
+            identity |= {what: checkpoint.describe(thing, what) for what, thing in brought.items()}
+            identity |= {"starting weights": start_weights}
+        has_head = isinstance(getattr(model, "fc", None), nn.Linear)
+        pretrained = has_head and weights != "none"
+        new_head = has_head and hasattr(model, "weights") and not model.fc.weight.any()
+        done = state.get("epoch", -1 if pretrained and new_head else 0)  # epoch 0 fits the head
+        history, cycles = state.get("history", []), state.get("cycles", [epochs])  # each cycle by its last epoch
+        new_cycle = epochs + more_epochs > cycles[-1]
+        if new_cycle and done < cycles[-1]:
+            what = f"more_epochs goes on with a finished run, and models/{folder.name} has finished {max(done, 0)}"
+            raise CheckpointError(f"{what} of {cycles[-1]} epochs: train it to its end first.")
         accelerator.wait_for_everyone()
         if state:
+            checkpoint.check_identity(state, identity, folder / checkpoint.LAST)
             if reason := misfit(model.state_dict(), state["model"]):
-                raise CheckpointError(f"models/{folder.name}/last.pt does not fit this {info.arch}: {reason}")
+                raise CheckpointError(f"models/{folder.name}/last.pt does not fit this {arch}: {reason}")
             model.load_state_dict(state["model"])
             info = replace(info, epoch=state["best_epoch"], val_loss=state["best_loss"])
-        elif accelerator.is_main_process:
-            for file in checkpoint.RUN_FILES:
-                (folder / file).unlink(missing_ok=True)
+        else:
+            trained_on = _trained_on(model, loaders, manifest, weights)
+            if accelerator.is_main_process:
+                for file in checkpoint.RUN_FILES:
+                    (folder / file).unlink(missing_ok=True)
+                if trained_on is not None:
+                    write_text(folder / checkpoint.TRAINED_ON, trained_on.to_csv(index=False))
+        if new_cycle:
+            cycles = [*cycles, epochs + more_epochs]
+            if accelerator.is_main_process:
+                checkpoint.set_aside(folder)
 
         # 3. With pretrained weights the head first: random features would give it nothing to rest on.
         seed_everything(seed)
@@ -277,9 +310,13 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         inference.place_network(model, accelerator)
         steps = optimizer(model) if optimizer else _default_optimizer(model, learning_rate, pretrained)
         rates = [group["lr"] for group in steps.param_groups]
-        total = epochs * batches_per_epoch
+        if new_cycle:  # keeps what the optimizer remembers, and begins at its first rates
+            steps.load_state_dict(state["optimizer"])
+            for group, rate in zip(steps.param_groups, rates, strict=True):
+                group["lr"] = group["initial_lr"] = rate
+        total = (cycles[-1] - sum(cycles[-2:-1])) * batches_per_epoch
         plan = schedule(steps, total) if schedule else OneCycleLR(steps, rates, total_steps=total)
-        if state:
+        if state and not new_cycle:
             steps.load_state_dict(state["optimizer"])
             plan.load_state_dict(state["schedule"])
         steps = accelerator.prepare(steps)
@@ -288,7 +325,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
             accelerator.scaler.load_state_dict(state["scaler"])
 
         # 5. The epochs: train on every image once, validate, save. Epoch 0 is that of the head, already fitted.
-        for epoch in range(done + 1, epochs + 1):
+        for epoch in range(done + 1, cycles[-1] + 1):
             if epoch > 0:
                 seed_everything(epoch_seed(seed, epoch))  # a resumed run draws what it would have drawn
                 _set_epoch(batches, epoch - 1)
@@ -298,6 +335,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
                     network, batches, steps, plan, accelerator, preprocess, augment, loss, epoch, weights == "none"
                 )
             stage, rate = ("fine-tune", _learning_rate(steps)) if epoch > 0 else ("head", HEAD_RATE)
+            stage = "more epochs" if epoch > epochs else stage
             seconds = time.perf_counter() - start
 
             # Validate, and see whether this model is the best so far.
@@ -317,12 +355,13 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
             parts = {"optimizer": steps.state_dict(), "schedule": plan.state_dict(), "scaler": scaler}
             past = {"best_epoch": info.epoch, "best_loss": info.val_loss, "epoch": epoch, "history": history}
+            past |= {"cycles": cycles}
             checkpoint.save_state(folder, {"identity": identity, "model": model.state_dict(), **parts, **past})
             checkpoint.save_history(folder, history)
             if verbose:
                 figures = "loss {loss:.4f}, AUC {auc:.4f}, accuracy {accuracy:.4f}".format(**found)
                 speed = f"{seconds:.0f} s, {count / seconds:.0f} images/s"
-                print(f"{stage:<9} {epoch}/{epochs}: loss {mean_loss:.4f}, validation {figures}; {speed}")
+                print(f"{stage:<9} {epoch}/{cycles[-1]}: loss {mean_loss:.4f}, validation {figures}; {speed}")
             for callback in callbacks:
                 callback(row, model)
 
@@ -362,6 +401,42 @@ def fit_head(
             optimizer.zero_grad()
             total += value.item() * len(part) / len(labels)
     return total, len(labels)
+
+
+def _origin(model: nn.Module, folder: Path, state: dict[str, Any]) -> tuple[str, str, str]:
+    """The network's architecture, the name of the weights that it starts from, and their digest.
+
+    Those that the run in the folder began with, where the model is this run's own result: training it again with the
+    same call gives the same run.
+    """
+    digest, known = checkpoint.weights_digest(model.state_dict()), getattr(model, "info", None)
+    best = folder / checkpoint.BEST
+    if state and best.is_file() and checkpoint.weights_digest(load_file(best)) == digest:
+        before = state["identity"]
+        return before["arch"], before["weights"], before.get("starting weights", digest)
+    if isinstance(known, checkpoint.ModelInfo):
+        return known.arch, str(model.run_name), digest
+    weights = getattr(model, "weights", "none")
+    arch = getattr(model, "arch", type(model).__name__)
+    return arch, weights if isinstance(weights, str) else "none", digest
+
+
+def _trained_on(model: Any, loaders: Any, manifest: pd.DataFrame | None, weights: str) -> pd.DataFrame | None:
+    """Hashes of the images that a new run learns from, with those of the run that its model is from.
+
+    Raises:
+        LeakError: that run learned from images of val or test.
+    """
+    earlier = getattr(model, "trained_on", None) if hasattr(model, "run_name") else None
+    if hasattr(model, "run_name") and earlier is None:
+        print(
+            f"note: {weights} comes without {checkpoint.TRAINED_ON}: whether it learned from val or test is not known"
+        )
+    if manifest is None:
+        return earlier
+    if earlier is not None:
+        check_unseen(manifest[manifest["split"] != "train"], earlier, weights)
+    return pd.concat([traces(manifest[manifest["split"] == "train"], loaders.key), earlier])
 
 
 def _default_optimizer(model: nn.Module, learning_rate: float, pretrained: bool) -> torch.optim.Optimizer:

@@ -49,10 +49,19 @@ def train(
     else:
         model, settings = initial_model(settings, loaders)
     folder, augment = settings.run_folder, Augmentation(settings.augment, settings.image_size)
+    if not (folder / LAST).is_file():
+        for other in same_but_for_epochs(settings):
+            print(
+                f"note: models/{other} holds a run that differs only in EPOCHS; MORE_EPOCHS goes on with a finished one"
+            )
     run = fit(
         model, loaders, folder, settings.epochs, settings.learning_rate, augment=augment, name=settings.run_name,
-        seed=settings.seed, device=settings.device, precision=settings.precision, fresh=fresh, verbose=verbose,
+        more_epochs=settings.more_epochs, seed=settings.seed, device=settings.device, precision=settings.precision,
+        fresh=fresh, verbose=verbose,
     )  # fmt: skip
+    settings = replace(
+        settings, more_epochs=int(run.history["epoch"].max()) - settings.epochs
+    )  # in this call or before
     accelerator = make_accelerator(settings.device, settings.precision)
     with lock_run_folder(folder, accelerator):
         if accelerator.is_main_process:
@@ -65,17 +74,35 @@ def train(
     return replace(run, model=load_model(folder))
 
 
+def same_but_for_epochs(settings: Settings) -> list[str]:
+    """The folders of runs whose settings are these but for the number of epochs."""
+    wanted, found = settings.without_paths(), []
+    for file in sorted(settings.run_folder.parent.glob("*/settings.json")):
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        differ = {name for name, value in wanted.items() if json.loads(json.dumps(value)) != saved.get(name)}
+        found += [file.parent.name] if "epochs" in differ and differ <= {"epochs", "more_epochs"} else []
+    return found
+
+
 def initial_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, Settings]:
-    """The network before training, its head's bias at the log-odds of the training labels.
+    """The network before training; a new head has its bias at the log-odds of the training labels.
 
     Returns:
         The network, and the settings that are true of it: where the sample has to do without pretrained weights, a note
         is printed, and `weights` is `none`.
 
     Raises:
-        WeightsError: pretrained weights cannot be had, with data other than the sample.
+        WeightsError: pretrained weights cannot be had, with data other than the sample; or an earlier run has another
+            architecture or other classes.
+        CheckpointError: the folder of an earlier run holds no model.
     """
     seed_everything(settings.seed)
+    if (earlier := Path(settings.weights).expanduser()).is_dir():
+        model: Any = load_model(earlier)
+        if (model.info.arch, model.info.classes) != (settings.arch, loaders.classes):
+            what = f"is a {model.info.arch} for {', '.join(model.info.classes)}"
+            raise WeightsError(f"{earlier.name} {what}; this run is a {settings.arch} for {', '.join(loaders.classes)}")
+        return model, settings
     try:
         model = build_model(settings.arch, outputs_for(loaders.classes), settings.weights)
     except WeightsError as error:
@@ -100,5 +127,5 @@ def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu"
         scale, points = platt(truth, logits.squeeze(1).numpy()), operating_points(truth, chance)
         info = replace(info, calibration=scale, operating_points=points)
         save_model(folder, model, info)
-    table = prediction_table(dataset.paths, dataset.labels, logits, info.classes, info.calibration)
+    table = prediction_table(dataset, logits, info.calibration)
     write_text(folder / PREDICTIONS, table.to_csv(index=False))
