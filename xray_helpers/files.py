@@ -141,6 +141,23 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def exchange(new: Path, target: Path) -> None:
+    """Put a finished folder in the place of `target`; `settle` tidies up where this was cut short."""
+    if target.exists():
+        target.rename(target.with_name(f".{target.name}.old"))
+    new.rename(target)
+    sync_folder(target.parent)
+    settle(target)
+
+
+def settle(target: Path) -> None:
+    """Tidy up after an `exchange`, whole or cut short: without the new folder in its place, the old one comes back."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def check_disk(folder: Path, needed: int, purpose: str) -> None:
     """Raise before anything is written that the disk cannot hold.
 

@@ -65,7 +65,7 @@ def whole(tiny, tmp_path_factory):
     """A run that nobody stopped, in a process as those that are stopped."""
     home = tmp_path_factory.mktemp("whole")
     run_command(tiny, home, "never")
-    (folder,) = (home / "models").glob("*-*")
+    (folder,) = (home / "models").glob("[!.]*-*")
     return folder
 
 

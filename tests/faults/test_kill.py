@@ -103,7 +103,7 @@ def whole(tiny, tmp_path_factory):
         ensure_running()
     home = tmp_path_factory.mktemp("whole")
     assert finished(tiny, home)
-    (folder,) = (home / "models").glob("*-*")
+    (folder,) = (home / "models").glob("[!.]*-*")
     return folder
 
 

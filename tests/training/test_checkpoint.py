@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import INFO
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -483,19 +484,24 @@ class TestFolder:
 
     def test_one_process_at_a_time_holds_it(self, tmp_path, accelerator):
         with lock_run_folder(tmp_path / "new" / "run", accelerator):
-            with pytest.raises(CheckpointError, match="another process is training in models/run; wait for it"):
-                lock_run_folder(tmp_path / "new" / "run", accelerator).__enter__()
+            with pytest.raises(Timeout):  # as in another process
+                FileLock(tmp_path / "new" / ".run.lock", timeout=0).acquire()
+            with lock_run_folder(tmp_path / "new" / "run", accelerator):  # `train` holds it around `fit`
+                pass
             other = SimpleNamespace(is_main_process=False)  # of the same run
             with lock_run_folder(tmp_path / "new" / "run", other):
                 pass
-        with lock_run_folder(tmp_path / "new" / "run", accelerator):
-            pass
+        with (
+            FileLock(tmp_path / "new" / ".run.lock"),
+            pytest.raises(CheckpointError, match="another process is training in models/run; wait for it"),
+        ):
+            lock_run_folder(tmp_path / "new" / "run", accelerator).__enter__()
 
     def test_half_files_of_a_process_that_was_killed_are_removed(self, tmp_path, accelerator):
         for name in (".last.77.partial.pt", ".best.77.partial.safetensors", "last.pt"):
             (tmp_path / name).touch()
         with lock_run_folder(tmp_path, accelerator):
-            assert {path.name for path in tmp_path.iterdir()} == {"last.pt", ".lock"}
+            assert {path.name for path in tmp_path.iterdir()} == {"last.pt"}
 
     @pytest.mark.parametrize(("main", "said"), [(True, 1), (False, 0)])
     def test_ctrl_c_says_once_what_is_kept(self, tmp_path, capsys, main, said):

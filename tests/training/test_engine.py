@@ -2,12 +2,14 @@ import inspect
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
@@ -19,7 +21,7 @@ from xray_helpers.inference import classification_loss, make_accelerator, run_ne
 from xray_helpers.metrics import scores
 from xray_helpers.settings import Settings
 from xray_helpers.training import engine
-from xray_helpers.training.checkpoint import BEST, LAST, RUN_FILES, load_model, lock_run_folder, resume
+from xray_helpers.training.checkpoint import BEST, LAST, RUN_FILES, load_model, resume
 from xray_helpers.training.engine import (
     epoch_seed,
     fit,
@@ -354,7 +356,7 @@ class TestAnyNetwork:
         assert run.history["stage"].tolist() == ["fine-tune"] * 4
         assert run.history["epoch"].tolist() == [1, 2, 3, 4]
         assert run.history["train_loss"].iloc[-1] < run.history["train_loss"].iloc[0]
-        assert {path.name for path in run.folder.iterdir()} == {BEST, LAST, "history.csv", "trained-on.csv", ".lock"}
+        assert {path.name for path in run.folder.iterdir()} == {BEST, LAST, "history.csv", "trained-on.csv"}
         info = run.model.info
         assert run.model is model
         assert (info.arch, info.classes, info.weights) == ("FiveLayers", ("NORMAL", "PNEUMONIA"), "none")
@@ -692,27 +694,81 @@ class TestResume:
     @pytest.mark.fault("two runs in one folder")
     def test_two_runs_never_write_to_one_folder(self, loaders, tmp_path, accelerator):
         with (
-            lock_run_folder(tmp_path / "run", accelerator),
+            FileLock(tmp_path / ".run.lock"),
             pytest.raises(CheckpointError, match="another process is training in models/run"),
         ):
             fit(network(), loaders, tmp_path / "run", **HERE)
 
-    @pytest.mark.parametrize("fresh", [True, False])
-    def test_a_new_start_leaves_nothing_of_the_run_before(self, tmp_path, fresh):
-        """Also where somebody deleted the state alone: what was judged before is of another model."""
-        fit(own(), colour_loaders(), tmp_path, **HERE)
+    def test_a_fresh_run_takes_the_place_of_the_earlier_one_when_it_is_whole(self, tmp_path):
+        folder = tmp_path / "run"
+        fit(own(), colour_loaders(), folder, **HERE)
         old = {*RUN_FILES} - {BEST, LAST, "history.csv", "trained-on.csv"}
         assert len(old) == 4
         for name in old:
-            (tmp_path / name).touch()
-        (tmp_path / "mine.txt").touch()
-        again = fit(own(), colour_loaders(), tmp_path, **HERE)
-        assert all((tmp_path / name).is_file() for name in old)  # nothing was trained
-        if not fresh:
-            (tmp_path / LAST).unlink()
-        other = fit(own(seed=4), colour_loaders(), tmp_path, fresh=fresh, **HERE)
+            (folder / name).touch()
+        (folder / "mine.txt").touch()
+        again = fit(own(), colour_loaders(), folder, **HERE)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert old < before.keys()  # nothing was trained
+
+        def stop(row, model):
+            if row["epoch"] == 2:
+                assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+                raise Stop
+
+        with pytest.raises(Stop):
+            fit(own(seed=4), colour_loaders(), folder, callbacks=[stop], fresh=True, **HERE)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        other = fit(own(seed=4), colour_loaders(), folder, **HERE)  # goes on with the fresh run
+        assert other.folder == folder
         assert not same(weights_of(other), copy_of(again.model))
-        assert {path.name for path in tmp_path.iterdir()} == {BEST, LAST, "history.csv", ".lock", "mine.txt"}
+        assert same(weights_of(other), weights_of(fit(own(seed=4), colour_loaders(), tmp_path / "another", **HERE)))
+        assert {path.name for path in folder.iterdir()} == {BEST, LAST, "history.csv", "mine.txt"}
+        assert {path.name for path in tmp_path.glob("*run*")} == {"run", ".run.lock"}
+
+    def test_a_fresh_run_that_was_stopped_can_be_fresh_again(self, tmp_path):
+        fit(own(), colour_loaders(), tmp_path / "run", 1, **HERE)
+
+        def stop(row, model):
+            raise Stop
+
+        with pytest.raises(Stop):
+            fit(own(), colour_loaders(), tmp_path / "run", 2, callbacks=[stop], fresh=True, **HERE)
+        with pytest.raises(CheckpointError, match="another epochs"):
+            fit(own(), colour_loaders(), tmp_path / "run", 3, **HERE)
+        assert len(fit(own(), colour_loaders(), tmp_path / "run", 3, fresh=True, **HERE).history) == 3
+
+    @pytest.mark.parametrize("instant", ["before", "between"])
+    def test_killed_while_the_folders_change_places_one_run_is_there(self, tmp_path, monkeypatch, instant):
+        first = fit(own(), colour_loaders(), tmp_path / "run", 1, **HERE)
+        real, renamed = Path.rename, []
+
+        def rename(path, target):
+            if len(renamed) == (instant == "between"):
+                raise Stop
+            renamed.append(path)
+            return real(path, target)
+
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(Path, "rename", rename)
+            fit(own(), colour_loaders(), tmp_path / "run", 2, fresh=True, **HERE)
+        assert (tmp_path / "run").exists() is (instant == "before")
+        again = fit(own(), colour_loaders(), tmp_path / "run", 2, **HERE)
+        assert len(again.history) == 2
+        assert again.model.info.epoch >= first.model.info.epoch
+        assert {path.name for path in tmp_path.iterdir()} == {"run", ".run.lock"}
+
+    def test_a_model_without_its_state_is_not_overwritten(self, tmp_path):
+        """Somebody deleted the state, or received the model alone."""
+        first = fit(own(), colour_loaders(), tmp_path / "run", 1, **HERE)
+        (first.folder / LAST).unlink()
+        for remove in ((), ("history.csv",)):
+            for name in remove:
+                (first.folder / name).unlink()
+            with pytest.raises(CheckpointError, match="run holds a model, and no last.pt to go on from"):
+                fit(own(), colour_loaders(), tmp_path / "run", 1, **HERE)
+        assert load_model(first.folder, into=own()).info == first.model.info
+        assert len(fit(own(), colour_loaders(), tmp_path / "run", 2, fresh=True, **HERE).history) == 2
 
     def test_a_new_start_does_not_read_a_damaged_state(self, tmp_path):
         (tmp_path / LAST).write_text("broken")

@@ -20,11 +20,11 @@ from xray_helpers.settings import Settings
 from xray_helpers.training import __main__ as command_line
 from xray_helpers.training import engine
 from xray_helpers.training import model as model_module
-from xray_helpers.training.checkpoint import BEST, LAST, load_model, resume
+from xray_helpers.training.checkpoint import BEST, LAST, fresh_folder, load_model, resume
 from xray_helpers.training.model import build_model
 from xray_helpers.training.train import calibrate, initial_model, train
 
-FILES = {"settings.json", "history.csv", LAST, BEST, "predictions-val.csv", "trained-on.csv", ".lock"}
+FILES = {"settings.json", "history.csv", LAST, BEST, "predictions-val.csv", "trained-on.csv"}
 
 
 @pytest.fixture
@@ -90,13 +90,14 @@ def test_settings_reach_the_loop(settings, data, monkeypatch):
     given = {}
     monkeypatch.setattr(train_module, "fit", lambda *arguments, **named: given.update(named, plain=arguments) or 1 / 0)
     chosen = replace(settings, epochs=5, learning_rate=0.02, augment="strong", seed=3, precision="bf16", batch_size=8)
+    chosen = replace(chosen, more_epochs=2)
     with pytest.raises(ZeroDivisionError):
         train(chosen, data, verbose=False)
     _, loaders, folder, epochs, rate = given["plain"]
     assert (folder, epochs, rate) == (chosen.run_folder, 5, 0.02)
     assert (given["augment"].strength, given["augment"].size) == ("strong", 32)
-    assert [given[name] for name in ("name", "seed", "device", "precision", "fresh", "verbose")] == [
-        chosen.run_name, 3, "cpu", "bf16", False, False,
+    assert [given[name] for name in ("name", "seed", "device", "precision", "more_epochs", "verbose")] == [
+        chosen.run_name, 3, "cpu", "bf16", 2, False,
     ]  # fmt: skip
     assert next(iter(loaders.train))[0].shape == (8, 1, 32, 32)
     assert loaders.train.sampler.sampler.seed == 3
@@ -130,8 +131,11 @@ def test_a_run_that_was_stopped_goes_on_even_without_the_weights_it_began_with(s
         with pytest.raises(KeyboardInterrupt):
             train(settings, data, fresh=True)
     assert epochs == [1, 2, 3]
-    assert resume(whole.folder)["epoch"] == 2
-    assert {path.name for path in whole.folder.iterdir()} == FILES - {"predictions-val.csv"}
+    aside = fresh_folder(whole.folder)
+    assert resume(aside)["epoch"] == 2
+    assert {path.name for path in aside.iterdir()} == FILES - {"predictions-val.csv", "settings.json"}
+    assert resume(whole.folder)["epoch"] == 3  # the earlier run stays until the fresh one is whole
+    assert {path.name for path in whole.folder.iterdir()} == FILES
     monkeypatch.setattr(model_module, "_read", lambda _: pytest.fail("the weights were read again"))
     again = train(settings, data)
     assert same(weights_of(again), kept)

@@ -47,7 +47,7 @@ def fetch(settings: Settings) -> Path:
     target, name = settings.raw_folder, f"data/raw/{settings.data_name}"
     images, marker, source = target / "chest_xray", target / "complete.json", settings.source()
     with FileLock(files.make_folder(target.parent) / f".{target.name}.lock"):
-        _settle(target)
+        files.settle(target)
         kept = json.loads(marker.read_text()) if marker.is_file() else {}
         gone = settings.data not in SOURCES and not source.exists()
         origin = kept.get("origin", "") if gone else _origin(settings)
@@ -69,34 +69,24 @@ def fetch(settings: Settings) -> Path:
     return images
 
 
-def _settle(target: Path) -> None:
-    """Tidy up after an exchange, whole or cut short: without the new data in its place, the old comes back."""
-    old, staging = (target.with_name(f".{target.name}.{stage}") for stage in ("old", "partial"))
-    if old.exists() and not target.exists():
-        old.rename(target)
-    for folder in (old, staging):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _build(settings: Settings, target: Path, origin: str) -> None:
     """Fill a temporary folder, mark it complete, and exchange it for the folder in place."""
     staging, start = target.with_name(f".{target.name}.partial"), time.perf_counter()
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
         skipped = _fill(settings, staging)
         names = list(_list_files(staging / "chest_xray"))
         (staging / "complete.json").write_text(json.dumps({"origin": origin, "files": len(names)}) + "\n")
         if hasattr(os, "sync"):
             os.sync()  # one sync for thousands of files, before the rename that makes them count
-        if target.exists():
-            target.rename(target.with_name(f".{target.name}.old"))
-        staging.rename(target)
-        files.sync_folder(target.parent)
+        files.exchange(staging, target)
     except OSError as error:
         if error.errno in files.FULL:
             raise DownloadError("The disk is full. Nothing was changed; free some space and run this again.") from None
         raise
     finally:
-        _settle(target)
+        files.settle(target)
+        shutil.rmtree(staging, ignore_errors=True)
     spent = time.perf_counter() - start
     parts = ", ".join(f"{part} {n:,}" for part in FOLDERS if (n := sum(name.startswith(part) for name in names)))
     print(f"data/raw/{target.name}: {len(names):,} images ({parts}) in {spent:.0f} s; {skipped:,} other files left out")

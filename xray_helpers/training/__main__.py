@@ -14,7 +14,7 @@ from xray_helpers.training.train import train
 def main() -> None:
     """Train with the settings of the command line and the environment; one line per epoch."""
     start, arguments = time.perf_counter(), [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    settings = Settings.from_args(arguments, "Fine-tune a pretrained ResNet. --fresh deletes an earlier run.")
+    settings = Settings.from_args(arguments, "Fine-tune a pretrained ResNet. --fresh starts over.")
     first = os.environ.get("RANK", "0") == "0"  # of several processes
     with exit_on_error(), contextlib.redirect_stdout(sys.stdout if first else io.StringIO()):
         print(f"{settings}\n{choose_device(settings.device).reason}")

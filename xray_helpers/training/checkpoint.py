@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from xray_helpers.data.dataset import worker_errors
 from xray_helpers.data.transforms import Preprocess
-from xray_helpers.files import CheckpointError, atomic_file, make_folder, write_text
+from xray_helpers.files import CheckpointError, atomic_file, exchange, make_folder, settle, write_text
 from xray_helpers.settings import ARCHS
 from xray_helpers.training.model import build_model, misfit, outputs_for
 
 VERSION = 1  # of the format of a run's files
-LAST, BEST, CARD = "last.pt", "best.safetensors", "model-card.md"
+LAST, BEST, CARD, SETTINGS = "last.pt", "best.safetensors", "model-card.md", "settings.json"
 HISTORY, PREDICTIONS = "history.csv", "predictions-val.csv"
 TRAINED_ON = "trained-on.csv"  # hashes of the training images and their patients; stays when a model is sent
 JUDGEMENT = (PREDICTIONS, "predictions-test.csv", "metrics.json", CARD)
@@ -310,9 +310,11 @@ def lock_run_folder(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         CheckpointError: another run holds the folder.
         XrayError: a process that loads images was killed, or hangs.
     """
-    lock = FileLock(make_folder(folder) / ".lock", timeout=0)
+    # Beside the folder, which may be exchanged; `train` holds it around `fit`.
+    lock = FileLock(make_folder(folder.parent) / f".{folder.name}.lock", timeout=0, is_singleton=True)
     try:
         with lock if accelerator.is_main_process else contextlib.nullcontext(), worker_errors():
+            make_folder(folder)
             for partial in folder.glob(".*.partial*") if accelerator.is_main_process else ():
                 partial.unlink()  # of a process that was killed while saving
             yield
@@ -322,6 +324,50 @@ def lock_run_folder(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         if accelerator.is_main_process:
             print(f"stopped; models/{folder.name} keeps the finished epochs, and the next run goes on from there")
         raise
+
+
+@contextlib.contextmanager
+def made_aside(folder: Path, fresh: bool, accelerator: Accelerator) -> Iterator[Path]:
+    """Give the folder to train in: the run's own, or for a fresh run one beside it, which takes its place when whole.
+
+    Until then the earlier run and its judgement stay as they are. A fresh run that was stopped goes on, unless it is
+    to be fresh again.
+
+    Args:
+        folder: of the run.
+        fresh: start over.
+        accelerator: of this process; the first one moves the folders.
+
+    Raises:
+        CheckpointError: there is a model and no state to go on from, and the run is not fresh.
+    """
+    aside = fresh_folder(folder)
+    if accelerator.is_main_process:
+        settle(folder)
+        if fresh:
+            shutil.rmtree(aside, ignore_errors=True)
+            if any((folder / name).exists() for name in RUN_FILES):
+                aside.mkdir()
+    accelerator.wait_for_everyone()
+    if not aside.exists():
+        new = (folder / HISTORY).is_file() and not (folder / HISTORY).stat().st_size  # killed in its first epoch
+        if (folder / BEST).is_file() and not (folder / LAST).is_file() and not new:
+            advice = "Choose another folder, or start over with --fresh (in a notebook: fresh=True)."
+            raise CheckpointError(f"{folder.name} holds a model, and no {LAST} to go on from. {advice}")
+        yield folder
+        return
+    yield aside
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in (*RUN_FILES, SETTINGS, EARLIER):  # somebody's own
+                path.rename(aside / path.name)
+        exchange(aside, folder)
+
+
+def fresh_folder(folder: Path) -> Path:
+    """Where a fresh run is made, beside the earlier one."""
+    return folder.with_name(f".{folder.name}.fresh")
 
 
 def latest_run(models: Path) -> Path:

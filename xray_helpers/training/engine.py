@@ -228,7 +228,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         seed: of everything that is random.
         device: `auto`, `cuda`, `mps` or `cpu`.
         precision: `auto`, `float32`, `bf16` or `fp16`.
-        fresh: delete what an earlier run left in this folder, and start over.
+        fresh: start over; what an earlier run left in this folder goes when the new run is whole.
         verbose: print a line per epoch.
 
     Raises:
@@ -241,7 +241,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         OSError: the disk is full.
     """
     # 1. What the caller did not choose.
-    folder, accelerator = Path(folder), inference.make_accelerator(device, precision)
+    target, accelerator = Path(folder), inference.make_accelerator(device, precision)
     batches, val_batches = loaders if isinstance(loaders, tuple | list) else (loaders.train, loaders.val)
     batches_per_epoch = _count_batches(batches, val_batches)
     preprocess, loss = preprocess or getattr(loaders, "preprocess", None), loss or classification_loss
@@ -252,9 +252,13 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     if verbose and not _order_is_repeatable(batches):
         print("note: the order of these training batches cannot be repeated: a resumed run will see another one")
 
-    with checkpoint.lock_run_folder(folder, accelerator), checkpoint.restored_on_error(model):
+    with (
+        checkpoint.lock_run_folder(target, accelerator),
+        checkpoint.restored_on_error(model),
+        checkpoint.made_aside(target, fresh, accelerator) as folder,  # noqa: PLR1704
+    ):
         # 2. What an earlier run left here, and whether it was this run.
-        state = {} if fresh else checkpoint.resume(folder) or {}
+        state = checkpoint.resume(folder) or {}
         arch, weights, start_weights = _origin(model, folder, state)
         info = checkpoint.ModelInfo(
             arch=arch, classes=tuple(classes), weights=weights, epoch=-1, val_loss=math.inf,
@@ -270,6 +274,8 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
             brought |= {"preprocess": preprocess}
             identity |= {what: checkpoint.describe(thing, what) for what, thing in brought.items()}
             identity |= {"starting weights": start_weights}
+        if state:
+            checkpoint.check_identity(state, identity, target / checkpoint.LAST)
         has_head = isinstance(getattr(model, "fc", None), nn.Linear)
         pretrained = has_head and weights != "none"
         new_head = has_head and hasattr(model, "weights") and not model.fc.weight.any()
@@ -277,20 +283,18 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         history, cycles = state.get("history", []), state.get("cycles", [epochs])  # each cycle by its last epoch
         new_cycle = epochs + more_epochs > cycles[-1]
         if new_cycle and done < cycles[-1]:
-            what = f"more_epochs goes on with a finished run, and models/{folder.name} has finished {max(done, 0)}"
+            what = f"more_epochs goes on with a finished run, and models/{target.name} has finished {max(done, 0)}"
             raise CheckpointError(f"{what} of {cycles[-1]} epochs: train it to its end first.")
         accelerator.wait_for_everyone()
         if state:
-            checkpoint.check_identity(state, identity, folder / checkpoint.LAST)
             if reason := misfit(model.state_dict(), state["model"]):
-                raise CheckpointError(f"models/{folder.name}/last.pt does not fit this {arch}: {reason}")
+                raise CheckpointError(f"models/{target.name}/last.pt does not fit this {arch}: {reason}")
             model.load_state_dict(state["model"])
             info = replace(info, epoch=state["best_epoch"], val_loss=state["best_loss"])
         else:
             trained_on = _trained_on(model, loaders, manifest, weights)
             if accelerator.is_main_process:
-                for file in checkpoint.RUN_FILES:
-                    (folder / file).unlink(missing_ok=True)
+                write_text(folder / checkpoint.HISTORY, "")
                 if trained_on is not None:
                     write_text(folder / checkpoint.TRAINED_ON, trained_on.to_csv(index=False))
         if new_cycle:
@@ -368,11 +372,12 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         # 6. The best model takes the place of the last.
         accelerator.wait_for_everyone()
         if info.epoch < 0:
-            raise CheckpointError(f"no epoch of {folder.name} had a finite validation loss; lower LEARNING_RATE")
+            raise CheckpointError(f"no epoch of {target.name} had a finite validation loss; lower LEARNING_RATE")
         if accelerator.is_main_process:  # a kill right after saving the state leaves the table a row short
             checkpoint.save_history(folder, history)
-        best = checkpoint.load_model(folder, into=model.to(memory_format=torch.contiguous_format))
-        return Run(pd.DataFrame(history), folder, best)
+        best: Any = checkpoint.load_model(folder, into=model.to(memory_format=torch.contiguous_format))
+        best.run_name = target.name
+        return Run(pd.DataFrame(history), target, best)
 
 
 def fit_head(

@@ -1,7 +1,9 @@
 """A pretrained ResNet with a new head, its layers in groups by depth, and which of them learn."""
 
+import io
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,8 @@ def imagenet_weights(arch: str) -> Mapping[str, Any]:
     name = entry.url.rpartition("/")[2]
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch's downloader sets none, and would wait for a silent server
     try:
-        state: Mapping[str, Any] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with redirect_stderr(io.StringIO()):  # it would print where the cache lies on this machine
+            state: Mapping[str, Any] = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except OSError:
         raise WeightsError(
             f"The ImageNet weights of {arch} cannot be reached. With a network, they are downloaded. Without one, "

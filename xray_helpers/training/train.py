@@ -14,7 +14,16 @@ from xray_helpers.files import WeightsError, print_once, write_text
 from xray_helpers.inference import make_accelerator, prediction_table, probabilities, run_network
 from xray_helpers.metrics import operating_points, platt
 from xray_helpers.settings import Settings, seed_everything
-from xray_helpers.training.checkpoint import LAST, PREDICTIONS, load_model, lock_run_folder, save_model
+from xray_helpers.training.checkpoint import (
+    LAST,
+    PREDICTIONS,
+    SETTINGS,
+    fresh_folder,
+    load_model,
+    lock_run_folder,
+    made_aside,
+    save_model,
+)
 from xray_helpers.training.engine import Run, fit
 from xray_helpers.training.model import build_model, outputs_for, set_prior
 
@@ -29,7 +38,7 @@ def train(
     Args:
         settings: of the run.
         data: from `prepare_data`, for the same data, split and image size; prepared here when None.
-        fresh: delete an earlier run of these settings and start over.
+        fresh: start over; an earlier run of these settings goes when the new one is whole.
         latest: name the run in `models/latest.txt`, which evaluation and prediction read; off for side comparisons.
         verbose: print a line per epoch.
 
@@ -43,41 +52,42 @@ def train(
         if getattr(data.settings, field) != getattr(settings, field):
             raise ValueError(f"data was prepared with {field}={getattr(data.settings, field)!r}, not the settings' own")
     loaders = make_loaders(data, settings.batch_size, settings.seed, settings.workers)
-    if (settings.run_folder / LAST).is_file() and not fresh:  # the weights that it began with are not needed any more
+    begun = any((folder / LAST).is_file() for folder in (settings.run_folder, fresh_folder(settings.run_folder)))
+    if begun and not fresh:  # the weights that it began with are not needed any more
         model = build_model(settings.arch, outputs_for(loaders.classes), "none")
         model.weights = Path(settings.weights).name
     else:
         model, settings = initial_model(settings, loaders)
     folder, augment = settings.run_folder, Augmentation(settings.augment, settings.image_size)
-    if not (folder / LAST).is_file():
+    if not begun:
         for other in same_but_for_epochs(settings):
             print(
                 f"note: models/{other} holds a run that differs only in EPOCHS; MORE_EPOCHS goes on with a finished one"
             )
-    run = fit(
-        model, loaders, folder, settings.epochs, settings.learning_rate, augment=augment, name=settings.run_name,
-        more_epochs=settings.more_epochs, seed=settings.seed, device=settings.device, precision=settings.precision,
-        fresh=fresh, verbose=verbose,
-    )  # fmt: skip
-    settings = replace(
-        settings, more_epochs=int(run.history["epoch"].max()) - settings.epochs
-    )  # in this call or before
     accelerator = make_accelerator(settings.device, settings.precision)
-    with lock_run_folder(folder, accelerator):
+    with lock_run_folder(folder, accelerator), made_aside(folder, fresh, accelerator) as work:
+        run = fit(
+            model, loaders, work, settings.epochs, settings.learning_rate, augment=augment, name=settings.run_name,
+            more_epochs=settings.more_epochs, seed=settings.seed, device=settings.device,
+            precision=settings.precision, verbose=verbose,
+        )  # fmt: skip
         if accelerator.is_main_process:
-            write_text(folder / "settings.json", json.dumps(settings.without_paths(), indent=1) + "\n")
-            if not (folder / PREDICTIONS).is_file():
-                calibrate(folder, loaders, accelerator.device)
-            if latest:
-                write_text(folder.parent / "latest.txt", folder.name + "\n")
+            longer = int(run.history["epoch"].max()) - settings.epochs  # in this call or in an earlier one
+            saved = replace(settings, more_epochs=longer).without_paths()
+            write_text(work / SETTINGS, json.dumps(saved, indent=1) + "\n")
+            if not (work / PREDICTIONS).is_file():
+                calibrate(work, loaders, accelerator.device)
         accelerator.wait_for_everyone()
-    return replace(run, model=load_model(folder))
+    if latest and accelerator.is_main_process:
+        write_text(folder.parent / "latest.txt", folder.name + "\n")
+    accelerator.wait_for_everyone()
+    return replace(run, folder=folder, model=load_model(folder))
 
 
 def same_but_for_epochs(settings: Settings) -> list[str]:
     """The folders of runs whose settings are these but for the number of epochs."""
     wanted, found = settings.without_paths(), []
-    for file in sorted(settings.run_folder.parent.glob("*/settings.json")):
+    for file in sorted(settings.run_folder.parent.glob("[!.]*/settings.json")):
         saved = json.loads(file.read_text(encoding="utf-8"))
         differ = {name for name, value in wanted.items() if json.loads(json.dumps(value)) != saved.get(name)}
         found += [file.parent.name] if "epochs" in differ and differ <= {"epochs", "more_epochs"} else []
