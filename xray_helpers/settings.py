@@ -67,7 +67,7 @@ class Settings:
             if minimum is not None and not value >= minimum:
                 raise _refuse(entry.name, value, f"expected {minimum:g} or more")
         object.__setattr__(self, "fractions", check_fractions(self.fractions or FRACTIONS[self.split], self.split))
-        if self.weights not in ("imagenet", "none") and not Path(self.weights).expanduser().exists():
+        if self.weights not in ("imagenet", "none") and not Path(self.weights_source()).exists():
             raise _refuse("weights", self.weights, "expected imagenet, none, or a file or a run's folder that exists")
         if self.data not in SOURCES and not (self.source().exists() or self.raw_folder.exists()):
             raise _refuse("data", self.data, "expected sample, kaggle, or a folder or zip that exists")
@@ -141,7 +141,7 @@ class Settings:
 
         A run with more epochs stays in its folder.
         """
-        device, file = choose_device(self.device).value, Path(self.weights).expanduser()
+        device, file = choose_device(self.device).value, Path(self.weights_source())
         result = self.without_paths() | {"device": device, "precision": choose_precision(self.precision, device).value}
         del result["workers"], result["more_epochs"]
         if self.weights not in ("imagenet", "none"):
@@ -158,7 +158,14 @@ class Settings:
 
     def source(self) -> Path:
         """The folder or zip that `data` names: from the working directory, or else from `home`."""
-        path = Path(self.data).expanduser()
+        return self._find(self.data)
+
+    def weights_source(self) -> str:
+        """`imagenet`, `none`, or the path of the file or folder that `weights` names, found in the same way."""
+        return self.weights if self.weights in ("imagenet", "none") else str(self._find(self.weights))
+
+    def _find(self, name: str) -> Path:
+        path = Path(name).expanduser()
         return path if path.exists() else self.home / path
 
     def without_paths(self) -> dict[str, Any]:

@@ -72,8 +72,10 @@ def explain_image(file: str | Path, model: Any, output: str | Path) -> Path:
     target = 0 if info.num_outputs == 1 else info.classes.index(shown)
     chance = row["probability"] if info.num_outputs == 1 else row[f"p_{shown}"]
     maps = activation_maps(model, image.unsqueeze(0), target).numpy()
-    title = f"{Path(file).name}\n{shown}: p = {chance:.3f}"
-    figure = overlays(image.numpy(), maps, [title], "", f"added to the log-odds of {shown}")
+    title, unit = f"{shown}: p = {chance:.3f}", f"added to the log-odds of {shown}"
+    figure = overlays(image.numpy(), maps, [title], "", unit)
+    figure.set_size_inches(6, 5.2)
+    figure.supxlabel(Path(file).name, fontsize=8)
     figure.savefig(output, dpi=150)
     plt.close(figure)
     return Path(output)

@@ -107,14 +107,15 @@ def initial_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, Setting
         CheckpointError: the folder of an earlier run holds no model.
     """
     seed_everything(settings.seed)
-    if (earlier := Path(settings.weights).expanduser()).is_dir():
+    weights = settings.weights_source()
+    if weights not in ("imagenet", "none") and (earlier := Path(weights)).is_dir():
         model: Any = load_model(earlier)
         if (model.info.arch, model.info.classes) != (settings.arch, loaders.classes):
             what = f"is a {model.info.arch} for {', '.join(model.info.classes)}"
             raise WeightsError(f"{earlier.name} {what}; this run is a {settings.arch} for {', '.join(loaders.classes)}")
         return model, settings
     try:
-        model = build_model(settings.arch, outputs_for(loaders.classes), settings.weights)
+        model = build_model(settings.arch, outputs_for(loaders.classes), weights)
     except WeightsError as error:
         if settings.data != "sample" or settings.weights != "imagenet":
             raise
