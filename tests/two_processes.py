@@ -14,6 +14,10 @@ from xray_helpers.training.engine import fit, train_one_epoch, validate
 from xray_helpers.training.model import build_model
 
 
+def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.1)
+
+
 def main() -> None:
     use_tiny_networks()
     accelerator = make_accelerator("cpu", "float32")
@@ -44,7 +48,7 @@ def main() -> None:
     model.weights = "start.pth"
     run = fit(
         model, (batches, batches), sys.argv[2], 2, device="cpu", precision="float32",
-        optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.1),
+        optimizer=sgd,
     )  # fmt: skip
     if accelerator.is_main_process:
         gradients = {name: start[name] - value for name, value in model.state_dict().items()}
