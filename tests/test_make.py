@@ -56,12 +56,14 @@ def test_the_user_s_own_environment_is_no_setting():
 
 
 @pytest.mark.parametrize(
-    ("value", "on"), [("", False), ("0", False), ("no", False), ("false", False), ("1", True), ("yes", True)]
+    ("value", "on"),
+    [*((off, False) for off in ("", "0", "no", "NO", "No", "false", "False", "FALSE")), ("1", True), ("Yes", True)],
 )
 def test_a_switch_can_be_off(value, on):
     commands = make("--dry-run", "train", f"FRESH={value}").splitlines()
     assert ("--fresh" in commands[-1].split()) == on
     assert "xray_helpers.training" in commands[-1]
+    assert ("/accelerate launch" in make("--dry-run", "train", f"PROCESSES={value}")) == on
 
 
 def test_training_in_several_processes_goes_through_accelerate():

@@ -43,6 +43,7 @@ class Settings:
     fractions: tuple[float, ...] = _setting((), "shares of train/val/test, as 70/15/15 (official: train/val, as 90/10)")
     split_seed: int = _setting(0, "seed of the split", minimum=0)
     task: str = _setting("pneumonia", "what is predicted", ("pneumonia", "cause", "folders"))
+    finding: str = _setting("", "the class that counts as ill (by default PNEUMONIA, or the one not called normal)")
     arch: str = _setting("resnet18", "torchvision ResNet", ARCHS)
     weights: str = _setting("imagenet", "imagenet, none, a state-dict file, or the folder of an earlier run")
     image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
@@ -147,6 +148,7 @@ class Settings:
         if self.weights not in ("imagenet", "none"):
             content = file / "best.safetensors" if file.is_dir() else file
             result["weights"] = hashlib.sha256(content.read_bytes()).hexdigest()
+        result = {name: value for name, value in result.items() if value != ""}  # as before there was such a setting
         digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
         origin = f"from-{file.resolve().name[-8:]}" if file.is_dir() else file.stem
         return f"{self.data_name}-{self.split}-{self.task}-{self.arch}-{origin}-{digest}"

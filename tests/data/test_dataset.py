@@ -1,4 +1,5 @@
 import pickle
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -138,6 +139,67 @@ class TestClassNames:
             class_names(manifest.replace({"label": {"NORMAL": "COVID"}}), "pneumonia")
         with pytest.raises(ValueError, match="needs two classes or more, and this data has only PNEUMONIA"):
             class_names(manifest[manifest["label"] == "PNEUMONIA"], "pneumonia")
+
+
+def of_labels(*labels):
+    """A manifest of one image of each label."""
+    return pd.DataFrame({"label": labels, "path": [f"train/{label}/1.png" for label in labels]})
+
+
+class TestFinding:
+    """Field case 8: which of two classes counts as ill."""
+
+    @pytest.mark.parametrize(
+        ("well", "ill"),
+        [
+            ("NORMAL", "COVID"),
+            ("Normal", "Abnormal"),
+            ("Healthy", "TB"),
+            ("normal_cxr", "effusion"),
+            ("No Finding", "Atelectasis"),
+            ("no_finding", "Cardiomegaly"),
+            ("none", "fracture"),
+            ("Controls", "cases"),
+            ("covid-negative", "covid-positive"),
+            ("NonCOVID", "COVID"),
+            ("without tuberculosis", "tuberculosis"),
+            ("no", "yes"),
+            ("healthy", "Unhealthy"),
+            ("BACTERIA", "Pneumonia"),
+        ],
+    )
+    def test_it_is_the_class_beside_a_healthy_one_whatever_the_alphabet_says(self, well, ill):
+        assert class_names(of_labels(ill, well), "folders") == (well, ill)
+        assert class_names(of_labels(ill, well), "folders", finding=well) == (ill, well)
+
+    @pytest.mark.parametrize("labels", [("0", "1"), ("cat", "dog"), ("normal", "healthy"), ("non_viral", "bacterial")])
+    def test_where_names_do_not_say_it_it_must_be_given(self, labels):
+        with pytest.raises(
+            ValueError, match=f"classes {' and '.join(sorted(labels))} counts as ill.*FINDING="
+        ):
+            class_names(of_labels(*labels), "folders")
+        assert class_names(of_labels(*labels), "folders", finding=labels[0]) == labels[::-1]
+
+    def test_it_must_be_a_class_of_the_data(self, manifest):
+        for task in ("pneumonia", "cause", "folders"):
+            with pytest.raises(ValueError, match="finding='COVID': the classes of this data are"):
+                class_names(manifest, task, "COVID")
+
+    def test_of_three_classes_none_is_chosen_and_a_given_one_comes_last(self):
+        labels = of_labels("PNEUMONIA", "COVID", "NORMAL")
+        assert class_names(labels, "folders") == ("COVID", "NORMAL", "PNEUMONIA")
+        assert class_names(labels, "folders", "COVID") == ("NORMAL", "PNEUMONIA", "COVID")
+
+    def test_it_has_to_be_named_before_images_are_decoded(self, tiny, home, monkeypatch, capsys):
+        monkeypatch.setattr(module, "build_cache", None)
+        for old, new in (("NORMAL", "a"), ("PNEUMONIA", "b")):
+            for folder in ("train", "test"):
+                shutil.copytree(tiny / "chest_xray" / folder / old, home / "letters" / folder / new)
+        with pytest.raises(ValueError, match="which of the classes a and b counts as ill"):
+            prepare_data(Settings(data=str(home / "letters"), task="folders"))
+        monkeypatch.setattr(module, "build_cache", lambda *_: None)
+        prepare_data(Settings(data=str(home / "letters"), task="folders", finding="a"))
+        assert "the finding is a, told from b\n" in capsys.readouterr().out
 
 
 class TestEpochSampler:

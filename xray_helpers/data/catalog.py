@@ -24,6 +24,10 @@ MODES = ("L", "RGB", "1", "P", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's m
 # The columns that come from the file itself, and their values as long as it has not been read.
 UNREAD = {"width": 0, "height": 0, "mode": "", "bytes": 0, "pixel_hash": "", "error": "", "quantisation": 0.0}
 COLUMNS = ("path", "label", "cause", "folder", "patient_fine", "patient_coarse", *UNREAD)
+TEXT = (
+    "path", "label", "cause", "folder", "patient_fine", "patient_coarse", "mode", "pixel_hash", "error", "note", "near",
+    "split", "patient", "finding",
+)  # fmt: skip
 KAGGLE_COUNTS = {"train": 5216, "val": 16, "test": 624}  # images per folder in Kaggle's archive
 
 # The dataset numbers its patients with four independent counters, each of which stands for one cause.
@@ -126,7 +130,7 @@ def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
     listing = digest([f"version {VERSION}", *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)])
     cached = cache / f"catalog-{listing}.csv" if cache else None
     if cached and cached.is_file():
-        return pd.read_csv(cached, keep_default_na=False)
+        return read_rows(cached)
     # Pillow decodes without holding Python's lock, so threads read on all cores.
     # A file that Pillow warns of as too large becomes a row with an error.
     with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), ThreadPoolExecutor() as pool:
@@ -135,6 +139,14 @@ def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
     if cached:
         write_text(cached, catalog.to_csv(index=False))
     return catalog
+
+
+def read_rows(file: Path) -> pd.DataFrame:
+    """Read back a CSV table of images: a catalog, a manifest or predictions.
+
+    Names of files, classes and patients stay text, also where they look like numbers (`01`) or like nothing (`NA`).
+    """
+    return pd.read_csv(file, keep_default_na=False, dtype=dict.fromkeys(TEXT, str))
 
 
 def digest(lines: Sequence[str]) -> str:

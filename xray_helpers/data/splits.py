@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.model_selection import StratifiedGroupKFold
 
-from xray_helpers.data.catalog import digest, fingerprint
+from xray_helpers.data.catalog import digest, fingerprint, read_rows
 from xray_helpers.files import LeakError, print_once, write_text
 from xray_helpers.settings import FRACTIONS, Settings, check_fractions
 
@@ -303,7 +303,7 @@ def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
     """
     path = manifest_path(settings, catalog)
     if saved := path.is_file():
-        manifest = pd.read_csv(path, keep_default_na=False)
+        manifest = read_rows(path)
     else:
         manifest = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
     check_manifest(manifest, KEY[settings.split])

@@ -14,7 +14,7 @@ from torch import nn
 from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data
 from xray_helpers.data.splits import check_unseen, split_digest
 from xray_helpers.files import CheckpointError, write_text
-from xray_helpers.inference import Transform, prediction_table, run_network
+from xray_helpers.inference import Transform, finding_of, prediction_table, run_network
 from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval
 from xray_helpers.settings import Settings, choose_device, choose_precision
 from xray_helpers.training.checkpoint import BEST, CARD, EARLIER, HISTORY, TRAINED_ON, load_model
@@ -146,6 +146,7 @@ def evaluate_run(
     device = choose_device(saved["device"]).value
     content |= {
         split: found,
+        "finding": finding_of(info.classes),
         "whose": data.settings.data_description,
         "settings": saved,
         "data_fingerprint": info.fingerprint,

@@ -48,7 +48,7 @@ def train(
         XrayError, MemoryError, OSError: as `fit`.
     """
     data = data or prepare_data(settings)
-    for field in ("data_name", "split", "fractions", "split_seed", "task", "image_size", "resize"):
+    for field in ("data_name", "split", "fractions", "split_seed", "task", "finding", "image_size", "resize"):
         if getattr(data.settings, field) != getattr(settings, field):
             raise ValueError(f"data was prepared with {field}={getattr(data.settings, field)!r}, not the settings' own")
     loaders = make_loaders(data, settings.batch_size, settings.seed, settings.workers)
