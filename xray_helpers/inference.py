@@ -147,7 +147,7 @@ def judged_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def prediction_table(dataset: Any, logits: Tensor, calibration: Mapping[str, float]) -> pd.DataFrame:
-    """The table of `predictions-<split>.csv`: path, truth (class number), probabilities, patient, and the finding.
+    """The table of `predictions-<split>.csv`: path, truth (class number), probabilities, patient, finding (of two classes).
 
     Args:
         dataset: an `XrayDataset`.
@@ -156,5 +156,5 @@ def prediction_table(dataset: Any, logits: Tensor, calibration: Mapping[str, flo
     """
     table = pd.DataFrame({"path": dataset.paths, "truth": dataset.labels.numpy()})
     answers = probability_table(logits, dataset.classes, calibration)
-    table = table.join(answers.drop(columns="finding", errors="ignore")).assign(patient=dataset.patients)
-    return table.assign(finding=finding_of(dataset.classes))
+    table = table.join(answers).assign(patient=dataset.patients)
+    return table[sorted(table, key="finding".__eq__)]  # the new column after those that were there before
