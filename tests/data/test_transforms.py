@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.models import ResNet18_Weights
 
 from xray_helpers.data import transforms
-from xray_helpers.data.catalog import read_image
+from xray_helpers.data.reader import read_image
 from xray_helpers.data.transforms import (
     GRAY,
     IMAGENET_MEAN,
