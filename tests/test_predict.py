@@ -57,7 +57,7 @@ def test_a_prediction_equals_the_evaluation_of_the_same_file(runs, folder, model
     np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-6)
     np.testing.assert_allclose(found["calibrated"], expected["calibrated"], atol=1e-6)
     assert (found["predicted"] == "PNEUMONIA").tolist() == (expected["probability"] >= 0.5).tolist()
-    assert list(found) == ["path", "predicted", "probability", "calibrated", "error"]
+    assert list(found) == ["path", "predicted", "probability", "calibrated", "finding", "error"]
 
 
 def test_every_mode_and_format_is_read_alike(model, tmp_path, gray):
@@ -148,7 +148,7 @@ class TestCommandLine:
         monkeypatch.setenv("XRAY_HOME", str(folder.parent.parent))
         self.call(monkeypatch, images, "--output", tmp_path / "out.csv", *model)
         table = pd.read_csv(tmp_path / "out.csv")
-        assert list(table) == ["path", "predicted", "probability", "calibrated"]
+        assert list(table) == ["path", "predicted", "probability", "calibrated", "finding"]
         assert [path.rpartition("/")[2] for path in table["path"]] == ["one.png", "two.JPG"]
         assert "out.csv: 2 images, predicted NORMAL" in (out := capsys.readouterr().out)
         assert f"model {folder.name}. Not a medical device." in out

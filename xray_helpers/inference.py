@@ -147,7 +147,7 @@ def judged_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def prediction_table(dataset: Any, logits: Tensor, calibration: Mapping[str, float]) -> pd.DataFrame:
-    """The table of `predictions-<split>.csv`: path, truth (class number), probabilities, patient, finding (of two classes).
+    """The table of `predictions-<split>.csv`: path, truth (class number), probabilities, patient, finding.
 
     Args:
         dataset: an `XrayDataset`.

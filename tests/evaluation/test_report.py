@@ -9,12 +9,14 @@ import pytest
 from conftest import TinyResNet
 from torch import nn
 
+from xray_helpers.data.catalog import read_rows
 from xray_helpers.data.dataset import make_loaders, prepare_data
 from xray_helpers.evaluation import __main__ as command_line
 from xray_helpers.evaluation import report
 from xray_helpers.evaluation.report import evaluate_run, load_run, run_settings, write_card
 from xray_helpers.files import CheckpointError
 from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval, operating_points
+from xray_helpers.predict import predict_images
 from xray_helpers.settings import Settings
 from xray_helpers.training import model as model_module
 from xray_helpers.training.checkpoint import BEST, CARD, load_model
@@ -240,7 +242,7 @@ def test_the_command_line_reports_both_splits(copied, monkeypatch, capsys):
     np.testing.assert_equal(sum("pooled split, patients apart" in line for line in lines), 2)
     found = json.loads((folder / "metrics.json").read_text())["test"]
     assert f"test: n = {found['n']} of {found['patients']} patients" in lines[-2]
-    assert f"AUC {format_interval(found['auc'], 4)}, accuracy at 0.5 " in lines[-2]
+    assert f"for PNEUMONIA: AUC {format_interval(found['auc'], 4)}, accuracy at 0.5 " in lines[-2]
     assert (folder / CARD).is_file()
 
 
@@ -278,7 +280,8 @@ class TestCard:
         for words in (
             "Not a medical device", "children of one to five years from one hospital", "Pooled split, patients apart",
             found["data_fingerprint"], "random weights", f'load_model("models/{judged.name}")',
-            "Tells PNEUMONIA from NORMAL on chest X-rays.",
+            "Tells PNEUMONIA from NORMAL on chest X-rays.", "counts as ill, is **PNEUMONIA**", "figure for PNEUMONIA |",
+            "another share of PNEUMONIA",
         ):  # fmt: skip
             assert words in card
         assert str(binary[1].parent.parent) not in card
@@ -297,6 +300,8 @@ class TestCard:
     def test_more_classes(self, causes, tmp_path):
         card = write_card(shutil.copytree(causes[1], tmp_path / "causes"))
         assert "Tells normal, bacterial, viral on chest X-rays." in card
+        assert "means over the classes, each against the rest" in card
+        assert "counts as ill" not in card
         assert "| sensitivity of viral |" in card
         assert "| accuracy at the likeliest class |" in card
 
@@ -309,3 +314,72 @@ class TestCard:
         evaluate_run(folder, "val")
         with pytest.raises(CheckpointError, match="was not judged yet"):
             write_card(folder)
+
+
+def in_folders(tiny, root, **names):
+    """The tiny dataset with its class folders named otherwise, such as NORMAL="0"."""
+    for folder in ("train", "test"):
+        for old, new in names.items():
+            shutil.copytree(tiny / "chest_xray" / folder / old, root / folder / new)
+    return root
+
+
+QUICK = {"task": "folders", "image_size": 32, "batch_size": 16, "epochs": 1, "weights": "none", "device": "cpu"}
+
+
+class TestTheFinding:
+    """Field cases 8 and 5: the class that counts as ill is named, and labels are text in every file."""
+
+    def test_it_is_covid_though_normal_comes_later_in_the_alphabet(self, tiny, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["evaluation"])
+        data = in_folders(tiny, tmp_path / "covid", NORMAL="NORMAL", PNEUMONIA="COVID")
+        run = train(Settings(data=str(data), **QUICK), verbose=False)
+        command_line.main()
+        assert run.model.info.classes == ("NORMAL", "COVID")
+        assert "; for COVID: AUC" in capsys.readouterr().out.splitlines()[-2]
+        table = read_rows(run.folder / "predictions-test.csv")
+        assert list(table) == ["path", "truth", "probability", "calibrated", "patient", "finding"]
+        assert set(table["finding"]) == {"COVID"}
+        assert (table["truth"] == 1).tolist() == table["path"].str.contains("/COVID/").tolist()
+        assert json.loads((run.folder / "metrics.json").read_text())["finding"] == "COVID"
+        card = (run.folder / CARD).read_text(encoding="utf-8")
+        assert "Tells COVID from NORMAL" in card
+        assert "children" not in card
+        assert "pneumonia" not in card.lower()
+        found = predict_images([data / "test" / "COVID" / name for name in ("no.jpeg",)], run.model)
+        assert found["finding"].tolist() == ["COVID"]
+
+    @pytest.mark.parametrize(("well", "ill"), [("0", "1"), ("01", "002"), ("NA", "true"), ("None", "1e5")])
+    def test_labels_that_look_like_numbers_or_nothing_stay_text(self, tiny, tmp_path, well, ill):
+        data = in_folders(tiny, tmp_path / "odd", NORMAL=well, PNEUMONIA=ill)
+        settings = Settings(data=str(data), finding=ill, **QUICK)
+        first = train(settings, prepare_data(settings), verbose=False)
+        again = train(settings, prepare_data(settings), verbose=False)  # the catalog and the split are read back
+        assert again.model.info == first.model.info
+        assert first.model.info.classes == (well, ill)
+        for split in ("val", "test"):
+            evaluate_run(first.folder, split)
+        manifest = prepare_data(settings).manifest
+        table = read_rows(first.folder / "predictions-test.csv").merge(manifest, on="path", how="left")
+        assert set(table["finding"]) == {ill}
+        assert table["label"].tolist() == [(well, ill)[number] for number in table["truth"]]
+        assert table["patient"].tolist() == table["patient_coarse"].tolist()
+        assert f"Tells {ill} from {well}" in write_card(first.folder)
+
+    def test_three_classes_have_no_finding_and_no_headline_of_the_first(self, causes, monkeypatch, capsys):
+        _, folder, _ = causes
+        monkeypatch.setenv("XRAY_HOME", str(folder.parent.parent))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["finding"] == ""
+        assert list(metrics["test"]["classes"]) == ["normal", "bacterial", "viral"]
+        table = pd.read_csv(folder / "predictions-test.csv")
+        assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral", "patient"]
+        call(monkeypatch, folder)
+        line = capsys.readouterr().out.splitlines()[-2]
+        assert "; mean over normal, bacterial, viral, each against the rest: AUC" in line
+        assert "accuracy at the likeliest class" in line
+
+    def test_data_that_was_prepared_for_another_finding_is_refused(self, binary):
+        settings, _, data = binary
+        with pytest.raises(ValueError, match="data was prepared with finding=''"):
+            train(replace(settings, finding="NORMAL"), data)
