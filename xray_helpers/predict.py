@@ -27,7 +27,7 @@ from xray_helpers.training.checkpoint import ModelInfo, latest_run, load_model
 
 BATCH = 64
 TOLERANCE = 20  # gray levels that an image's mean or standard deviation may lie outside of the training images' range
-INVERTED = -0.5  # correlation of thumbnails, below which an image looks like the negative of the training images
+INVERTED = -0.3  # correlation of thumbnails, below which an image looks like a negative: real ones have 0.26 to 0.98
 NOTES = 20  # that are printed; the CSV holds all
 
 
@@ -91,8 +91,8 @@ def predict_images(paths: Iterable[str | Source], model: Any, point: str = "0.5"
     Returns:
         One row per file: path, predicted (name of the class), probability (of the finding), calibrated and finding,
         or for more classes p_<class>…; error: why the file cannot be read, `""` where it can; note: what reading had
-        to do, and whether the grays are unlike those of the training images. In a path that is not UTF-8, odd bytes
-        are written as `\\xff`.
+        to do, and whether the grays are unlike those of the training images. A path that is not UTF-8 is shown with
+        the escapes of its odd bytes.
 
     Raises:
         ValueError: the model has no such operating point.
@@ -122,9 +122,8 @@ def predict_images(paths: Iterable[str | Source], model: Any, point: str = "0.5"
             if images:
                 logits[list(images)] = run_network(model, [(torch.stack(list(images.values())), None)], preprocess)
     table = probability_table(logits, info.classes, info.calibration)
-    values = table.select_dtypes(
-        "number"
-    ).to_numpy()  # two classes: probability and calibrated; else a column per class
+    # Two classes: probability and calibrated; else a column per class.
+    values = table.select_dtypes("number").to_numpy()
     number = values.argmax(axis=1) if info.num_outputs > 1 else values[:, 0] >= info.operating_points[point]
     names = [info.classes[int(index)] if read else "" for index, (read, _) in zip(number, found, strict=True)]
     shown = [os.fsencode(str(file)).decode("utf-8", "backslashreplace") for file in files]
@@ -134,7 +133,7 @@ def predict_images(paths: Iterable[str | Source], model: Any, point: str = "0.5"
 
 
 def _unlike(image: Tensor, usual: dict[str, list[float]] | None) -> str:
-    """In which way the grays of an image, uint8 (1, S, S), are unlike those of the training images, `ModelInfo.gray`."""
+    """How the grays of an image, uint8 (1, S, S), are unlike those of the training images (`ModelInfo.gray`)."""
     if usual is None:
         return ""
     mean, std, thumbnail = (value[0] for value in gray_statistics(image.unsqueeze(0)))
@@ -142,9 +141,7 @@ def _unlike(image: Tensor, usual: dict[str, list[float]] | None) -> str:
     for name, value in (("mean", float(mean)), ("standard deviation", float(std))):
         low, high = usual[name]
         if not low - TOLERANCE <= value <= high + TOLERANCE:
-            notes.append(
-                f"the {name} of its grays, {value:.0f}, is far from the training images' {low:.0f} to {high:.0f}"
-            )
+            notes.append(f"{name} of its grays {value:.0f}, far from the training images' {low:.0f} to {high:.0f}")
     pair = torch.stack([thumbnail, torch.tensor(usual["thumbnail"])])
     if torch.corrcoef(pair)[0, 1] < INVERTED:
         notes.append("its grays look inverted")
@@ -157,9 +154,7 @@ def main() -> None:
     Each file without an answer is named. The status is 1 where one of them is an image, by its name or its content.
     """
     parser = argparse.ArgumentParser(description="Predict new images. Not a medical device.", allow_abbrev=False)
-    parser.add_argument(
-        "images", nargs="+", help="images, folders of images, or zips; in one text, with spaces between"
-    )
+    parser.add_argument("images", nargs="+", help="images, folders or zips, also in one text with spaces between")
     parser.add_argument("--model", type=Path, default="latest", help="a run's folder or model file (default: newest)")
     parser.add_argument("--output", type=Path, default=project_root() / "reports" / "predictions.csv", help="CSV file")
     given = parser.parse_args()
