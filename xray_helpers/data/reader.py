@@ -28,9 +28,8 @@ IMAGE_SUFFIXES = (
 # First bytes that no text begins with, and brands of HEIF: images, whether or not they can be read.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1", b"ftypavif")
-DECLARED_BITS = {"PPM": 16, "JPEG2000": 16}  # Pillow scales the deep images of these formats to 16 bits
 
-ORIENTATION = 274  # the tag, in TIFF and EXIF
+ORIENTATION, TURNED = 274, range(2, 9)  # the tag in TIFF and EXIF, and its values for pixels that do not lie upright
 WHITES = (1, 255, 1023, 4095, 16383, 65535)  # levels that may stand for white in images of more than 8 bits
 SLIVER = 1 / 8  # an image that uses less of its gray range than this part is named
 NOT_AN_IMAGE, EMPTY = "not an image", "empty file"
@@ -220,22 +219,27 @@ def _read_picture(image: Any, size: int | None) -> Film:
     _check_size(*image.size)
     mode, notes, tags = image.mode, [], getattr(image, "tag_v2", {})
     deep, table = mode[0] in "IF", getattr(image, "quantization", {}).get(0, [0])
-    if not deep and ";16" in str(image.tile[:1]):
-        raise UnreadableError("16 bits in each of several channels, of which 8 would be lost: save it as 16-bit gray")
-    if mode == "LAB" or (not deep and 2 in tags.get(339, ())):  # 339: the sample format, 2 for signed
-        what = "signed 8-bit levels" if mode == "L" else "LAB colours"
-        raise UnreadableError(f"{what}, which cannot be turned into gray here: save it as gray PNG")
+    wrong = {
+        "16 bits in each of several channels, of which 8 would be lost": not deep and ";16" in str(image.tile[:1]),
+        "LAB colours, which cannot be turned into gray here": mode == "LAB",
+        "signed 8-bit levels": mode == "L" and 2 in tags.get(339, ()),  # the sample format, 2 for signed
+        "YCbCr without compression": tags.get(262) == 6 and image.info.get("compression") == "raw",
+        "a bare JPEG 2000 stream, which does not say what its channels are": (
+            getattr(image, "codec", "") == "j2k" and len(image.getbands()) > 1
+        ),
+    }
+    if reason := next((reason for reason, applies in wrong.items() if applies), ""):
+        raise UnreadableError(f"{reason}: save it as gray PNG")
     if (pages := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"the first of {pages} pages")
     if tags.get(262) == 0:  # the photometric interpretation, 0 for WhiteIsZero
         notes.append("inverted as its header says")
-    bits = 12 if tags.get(258) == (12,) else DECLARED_BITS.get(image.format) if mode[0] == "I" else None
     if size:
         image.draft("L", (size, size))
-    turned = tags.get(ORIENTATION, 1) != 1
+    turned = tags.get(ORIENTATION) in TURNED
     image.load()  # turns a TIFF too, and inverts one of at most 8 bits
     try:
-        if image.getexif().get(ORIENTATION, 1) != 1:
+        if image.getexif().get(ORIENTATION) in TURNED:
             image, turned = ImageOps.exif_transpose(image), True
     except Exception:  # noqa: BLE001 - damaged headers raise anything; the pixels are as they are without one
         notes.append("its EXIF header is damaged and was left aside")
@@ -247,7 +251,7 @@ def _read_picture(image: Any, size: int | None) -> Film:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     # Where R = G = B, conversion gives exactly that gray, so an RGB copy of a gray image has the same pixels.
     pixels = _checked(np.asarray(image, dtype=np.float32)) if deep else image.convert("L")
-    mode = f"{mode} of {bits} bits" if bits else mode
+    mode = f"{mode} of 12 bits" if tags.get(258) == (12,) else mode
     return Film(pixels, mode, deep and tags.get(262) == 0, round(sum(table) / len(table), 3), "; ".join(notes))
 
 
