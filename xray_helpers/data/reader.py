@@ -179,12 +179,13 @@ def read_film(path: Source, size: int | None = None) -> Film:
     Raises:
         UnreadableError: with the reason.
     """
-    known, head = dict[str, Any](), b""
+    known, head, dicom = dict[str, Any](), b"", path.name.lower().endswith(DICOM_SUFFIXES)
     try:
         with path.open("rb") as file:
             head = file.read(132)
             file.seek(0)
-            if head[128:] == b"DICM" or path.name.lower().endswith(DICOM_SUFFIXES):
+            dicom = dicom or head[128:] == b"DICM"
+            if dicom:
                 return _read_dicom(file, known)
             with Image.open(file, formats=FORMATS) as image:
                 known |= {"width": image.width, "height": image.height, "mode": image.mode}
@@ -192,15 +193,16 @@ def read_film(path: Source, size: int | None = None) -> Film:
     except UnreadableError as error:
         error.known = known
         raise
-    except UnidentifiedImageError:
-        kind = head.startswith(MAGIC) or head[8:12] == b"WEBP" or head[4:12] in HEIF
-        unknown = "damaged, or of a kind of image that cannot be read here: save it as PNG"
-        raise UnreadableError(unknown if kind else NOT_AN_IMAGE if head else EMPTY) from None
     except Image.DecompressionBombError:
         raise UnreadableError(f"over {MAX_MEGAPIXELS} megapixels") from None
     except Exception as error:  # on damaged files decoders raise anything; the reason says what it was
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadableError(f"damaged: {reason}") from error
+        image_by_content = dicom or head.startswith(MAGIC) or head[8:12] == b"WEBP" or head[4:12] in HEIF
+        reason = f"damaged: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
+        if isinstance(error, UnidentifiedImageError):
+            reason = "damaged, or of a kind of image that cannot be read here: save it as PNG" if head else EMPTY
+        if head and not (image_by_content or known):
+            reason = NOT_AN_IMAGE
+        raise UnreadableError(reason) from error
 
 
 def named_as_image(name: str) -> bool:
