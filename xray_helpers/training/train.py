@@ -89,7 +89,7 @@ def same_but_for_epochs(settings: Settings) -> list[str]:
     wanted, found = settings.without_paths(), []
     for file in sorted(settings.run_folder.parent.glob("[!.]*/settings.json")):
         saved = json.loads(file.read_text(encoding="utf-8"))
-        differ = {name for name, value in wanted.items() if json.loads(json.dumps(value)) != saved.get(name)}
+        differ = {name for name, value in wanted.items() if json.loads(json.dumps(value)) != saved.get(name, "")}
         found += [file.parent.name] if "epochs" in differ and differ <= {"epochs", "more_epochs"} else []
     return found
 
