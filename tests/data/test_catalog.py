@@ -176,7 +176,7 @@ def test_only_visible_files_that_are_named_as_images_are_listed(tmp_path):
     for name in ("train/A/1.PNG", "val/B/2.jpeg", "train/A/.hidden.png", "train/A/deep/3.png", "a/A/4.png", "5.png"):
         save(tmp_path, name, gray())
     (tmp_path / "train" / "A" / "notes.txt").write_text("no image")
-    assert build_catalog(tmp_path)["path"].tolist() == ["train/A/1.PNG", "val/B/2.jpeg"]
+    assert build_catalog(tmp_path)["path"].tolist() == ["train/A/1.PNG", "train/A/deep/3.png", "val/B/2.jpeg"]
 
 
 def test_keys_are_fine_and_coarse_and_unknown_names_are_groups_of_their_own(tmp_path):
@@ -355,6 +355,7 @@ def test_the_audit_in_a_case_worked_out_by_hand():
         ("  of these, across patients", 1, "", "by the fine key"),
         ("  of these, across folders", 1, 0, "would leak"),
         ("  of these, with different labels", 1, 0, "one label must be wrong"),
+        ("near duplicates across patients", 0, "", ""),
         ("images in colour mode", 2, "", "A 1, B 1"),
         ("file names of an unknown pattern", 1, "", "each counts as a patient of its own"),
         ("smallest image", "4 × 7", "", "by area; width × height in pixels"),

@@ -12,6 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from xray_helpers.data.layout import unusable_name
+from xray_helpers.data.near_duplicates import find_near_duplicates
+from xray_helpers.data.patients import assign_patients
 from xray_helpers.data.reader import (
     SLIVER,
     UnreadableError,
@@ -21,12 +23,13 @@ from xray_helpers.data.reader import (
     white_level,
 )
 from xray_helpers.files import FOLDERS, list_files, write_text
+from xray_helpers.settings import Settings
 
 VERSION = 3  # raised when the same files give a different catalog, so that an older cached one is not used
 # The columns that come from the file itself, and their values as long as it has not been read.
 UNREAD: dict[str, object] = {
     "width": 0, "height": 0, "mode": "", "bytes": 0, "pixel_hash": "", "error": "", "quantisation": 0.0,
-    "low": 0.0, "high": 0.0, "note": "",
+    "low": 0.0, "high": 0.0, "note": "", "near": "",
 }  # fmt: skip
 COLUMNS = ("path", "label", "cause", "folder", "patient_fine", "patient_coarse", *UNREAD)
 TEXT = (
@@ -57,28 +60,32 @@ def parse_name(stem: str) -> tuple[str, int] | None:
     return None
 
 
-def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
+def build_catalog(root: Path, cache: Path | None = None, settings: Settings | None = None) -> pd.DataFrame:
     """Decode every image once, completely, and describe it in one row.
 
     Two keys group the images by patient. `patient_fine` is the counter and the number in the file name;
     `patient_coarse` is the class and the number, which also joins different patients that share a number. An image
-    whose name follows another pattern is a group of its own under both keys.
+    whose name follows another pattern is a group of its own under both keys. `settings.patients` can name another
+    scheme, as `patients.assign_patients` tells.
 
     Args:
         root: the folder that holds `{train,val,test}/<class>/`.
         cache: a folder where the catalog is saved, to be read back as long as no file's size or date changes.
+        settings: whose `patients` says how patients are known; by default Kaggle's file names are recognised.
 
     Returns:
         One row per image, sorted by path: path (relative to `root`, with /), label, cause (`normal`, `bacterial`,
         `viral` or `unknown`), folder, patient_fine, patient_coarse, width and height in pixels, mode (Pillow's),
         bytes, pixel_hash (of the gray pixels), error (`""` for a readable image, else the reason), quantisation (mean
         step of the JPEG's luminance table, 0 for other formats), low and high (the lowest and highest gray level as
-        stored), note (what reading had to do, `""` for nothing).
+        stored), note (what reading had to do, `""` for nothing), near (an id that near duplicates share, `""` for an
+        image without any).
 
     Raises:
+        ValueError: as `assign_patients`.
         FileNotFoundError: `root` holds no images in such folders.
     """
-    found = [path for folder in FOLDERS if (root / folder).is_dir() for path in list_files(root / folder)]
+    found = [path for folder in FOLDERS for path in list_files(root / folder)]
     names = {name: unusable_name(name) for name in (path.relative_to(root).as_posix() for path in found)}
     paths = sorted(name for name, reason in names.items() if not reason and name.count("/") > 1)
     for reason in (reason for reason in names.values() if "UTF-8" in reason):
@@ -91,15 +98,16 @@ def build_catalog(root: Path, cache: Path | None = None) -> pd.DataFrame:
     listing = digest([version, *(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)])
     cached = cache / f"catalog-{listing}.csv" if cache else None
     if cached and cached.is_file():
-        return read_rows(cached)
+        return assign_patients(read_rows(cached), settings)
     # Pillow decodes without holding Python's lock, so threads read on all cores.
     # A file that Pillow warns of as too large becomes a row with an error.
     with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), ThreadPoolExecutor() as pool:
         rows = pool.map(lambda path: _describe(root, path), paths)
         catalog = pd.DataFrame(tqdm(rows, "reading", len(paths), leave=False, unit="image"), columns=list(COLUMNS))
+    catalog["near"] = find_near_duplicates(root, catalog)
     if cached:
         write_text(cached, catalog.to_csv(index=False))
-    return catalog
+    return assign_patients(catalog, settings)
 
 
 def read_rows(file: Path) -> pd.DataFrame:
@@ -117,7 +125,7 @@ def digest(lines: Sequence[str]) -> str:
 
 def _describe(root: Path, path: str) -> dict[str, object]:
     """One row of the catalog."""
-    folder, label, name = path.split("/")
+    folder, label, *_, name = path.split("/")
     counter, number = parse_name(name.rpartition(".")[0]) or ("", 0)
     cause = CAUSE_OF.get(counter, "normal" if label == "NORMAL" else "unknown")
     fine, coarse = (f"{counter}-{number}", f"{label}-{number}") if counter else (f"file-{path}", f"file-{path}")
@@ -178,6 +186,8 @@ def audit(
     broken, readable = catalog[catalog["error"] != ""], catalog[catalog["error"] == ""]
     reasons = "; ".join(f"{row.path}: {row.error}" for row in broken.head(5).itertuples())
     differ = duplicates(catalog).groupby("pixel_hash")[["patient_fine", "folder", "label"]].nunique() > 1
+    near = readable[readable["near"] != ""].sort_values(["near", "path"]).groupby("near")
+    near = near.filter(lambda group: group[["pixel_hash", "patient_fine"]].nunique().min() > 1)
     colour = readable.loc[readable["mode"] == "RGB", "label"].value_counts()
     unknown = int(catalog["patient_fine"].str.startswith("file-").sum())
     area = readable["width"] * readable["height"]
@@ -190,6 +200,7 @@ def audit(
         ("  of these, across patients", int(differ["patient_fine"].sum()), "", "by the fine key"),
         ("  of these, across folders", int(differ["folder"].sum()), 0, "would leak"),
         ("  of these, with different labels", int(differ["label"].sum()), 0, "one label must be wrong"),
+        ("near duplicates across patients", near["near"].nunique(), "", "; ".join(near["path"].head(6))),
         ("images in colour mode", int(colour.sum()), "", ", ".join(f"{name} {n}" for name, n in colour.items())),
         ("file names of an unknown pattern", unknown, "", "each counts as a patient of its own"),
         ("smallest image", smallest, "", "by area; width × height in pixels"),

@@ -1,11 +1,17 @@
 """Whose image is whose: patients from Kaggle's file names, from a pattern, or from a table; and what that proves."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from xray_helpers.files import print_once
+from xray_helpers.settings import Settings
+
+UNKNOWN = 0.05  # share of the images without a known patient from which on patients count as unknown
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -60,3 +66,59 @@ def match_rows(paths: Sequence[str], table: pd.DataFrame) -> NDArray[np.int_]:
         matched = ends.map(known).where(~ends.duplicated(keep=False)).fillna(-1).to_numpy(int)
         found = np.where(found < 0, matched, found)
     return found
+
+
+def assign_patients(catalog: pd.DataFrame, settings: Settings | None = None) -> pd.DataFrame:
+    """Fill in the catalog's columns `patient_fine` and `patient_coarse` as the setting `patients` says.
+
+    Without it, the patients in Kaggle's file names count where at least half of the names are such, with pneumonia
+    among them; the names for normal films alone are those that DICOM viewers give. With a pattern or a table, both keys
+    are `patient-` and what it gives. An image without a patient is a group of its own, `file-` and its path.
+
+    Args:
+        catalog: from `build_catalog`.
+        settings: `patients` is a pattern with one group, searched for in the files' names; a CSV file as for
+            `read_table`; or `""`, as without settings.
+
+    Raises:
+        ValueError: the pattern matches no file or the table names none, or the table is not as `read_table` expects.
+    """
+    own = "file-" + catalog["path"]
+    if not settings or not settings.patients:
+        known = catalog["patient_fine"] != own
+        kaggle = known.mean() >= 0.5 and catalog["patient_fine"].str.startswith(("bacteria-", "virus-")).any()
+        return catalog if kaggle else catalog.assign(patient_fine=own, patient_coarse=own)
+    if settings.patients_table:
+        table = read_table(settings.patients_table)
+        found = np.append(table["patient"], "")[match_rows(catalog["path"], table)].tolist()  # row -1 is the last
+    else:
+        matches = [re.search(settings.patients, path.rpartition("/")[2]) for path in catalog["path"]]
+        found = [match[1] or "" if match else "" for match in matches]
+    if not any(found):
+        example = catalog["path"].iloc[0]
+        raise ValueError(f"patients={settings.patients!r} gives no image a patient, such as {example}: mend it")
+    if unknown := found.count(""):
+        print_once(f"note: patients={settings.patients!r} gives {unknown:,} of {len(found):,} images no patient")
+    given = pd.Series(found, catalog.index, dtype=str)
+    keys = ("patient-" + given).where(given != "", own)
+    return catalog.assign(patient_fine=keys, patient_coarse=keys)
+
+
+def patients_known(manifest: pd.DataFrame) -> bool:
+    """Whether no more than 5% of the images lack a known patient."""
+    return bool(manifest["patient_fine"].str.startswith("file-").mean() <= UNKNOWN)
+
+
+def patients_claim(manifest: pd.DataFrame) -> str:
+    """What may be said of the patients of a split, in words.
+
+    Args:
+        manifest: catalog rows; it has to have passed `splits.check_manifest`.
+    """
+    unknown = int(manifest["patient_fine"].str.startswith("file-").sum())
+    if not patients_known(manifest):
+        return "patients unknown: split by image"
+    rest = "has no patient number and counts as a patient of its own"
+    if unknown > 1:
+        rest = "have no patient number and count as patients of their own"
+    return f"patients apart; {unknown:,} of {len(manifest):,} images {rest}" if unknown else "patients apart"
