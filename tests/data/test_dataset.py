@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xray_helpers.data import dataset as module
-from xray_helpers.data.catalog import fingerprint, read_image
+from xray_helpers.data.catalog import fingerprint
 from xray_helpers.data.dataset import (
     EpochSampler,
     XrayDataset,
@@ -21,6 +21,7 @@ from xray_helpers.data.dataset import (
     prepare_data,
     worker_errors,
 )
+from xray_helpers.data.reader import read_image
 from xray_helpers.data.splits import SPLITS, check_manifest, resplit
 from xray_helpers.data.transforms import Preprocess
 from xray_helpers.files import XrayError
@@ -174,9 +175,7 @@ class TestFinding:
 
     @pytest.mark.parametrize("labels", [("0", "1"), ("cat", "dog"), ("normal", "healthy"), ("non_viral", "bacterial")])
     def test_where_names_do_not_say_it_it_must_be_given(self, labels):
-        with pytest.raises(
-            ValueError, match=f"classes {' and '.join(sorted(labels))} counts as ill.*FINDING="
-        ):
+        with pytest.raises(ValueError, match=f"classes {' and '.join(sorted(labels))} counts as ill.*FINDING="):
             class_names(of_labels(*labels), "folders")
         assert class_names(of_labels(*labels), "folders", finding=labels[0]) == labels[::-1]
 
@@ -333,9 +332,30 @@ class TestMakeLoaders:
         exact = make_loaders(data, batch_size=len(loaders.train.dataset))
         assert [len(labels) for _, labels in exact.train] == [len(loaders.train.dataset)]
 
+    def test_a_test_split_that_cannot_judge_is_said_at_the_start(self, data, manifest, capsys):
+        """Field case 7."""
+        one_class = manifest[(manifest["split"] != "test") | (manifest["label"] == "PNEUMONIA")]
+        make_loaders(replace(data, manifest=one_class))
+        said = capsys.readouterr().out
+        assert said.startswith("note: test has no image of NORMAL (patients with NORMAL in this data: ")
+        assert "it cannot judge the model" in said
+        with pytest.raises(ValueError, match="test has no image of NORMAL"):
+            make_loaders(replace(data, manifest=one_class), test=True)
+
+    def test_one_image_a_class_says_how_many_are_needed(self, data, manifest):
+        """Field case 7."""
+        few = manifest.groupby("label").head(1).assign(split="train")
+        with pytest.raises(
+            ValueError, match=r"val has no image of NORMAL \(patients with NORMAL in this data: 1, and each"
+        ):
+            make_loaders(replace(data, manifest=few))
+
     def test_a_split_without_a_class_is_refused_before_anything_is_trained(self, data, manifest):
         one_class = manifest[(manifest["split"] != "val") | (manifest["label"] == "PNEUMONIA")]
-        with pytest.raises(ValueError, match="val has no image of NORMAL: use another SPLIT or FRACTIONS"):
+        with pytest.raises(
+            ValueError,
+            match="val has no image of NORMAL .*: 15, and each split needs one.*use another SPLIT or FRACTIONS",
+        ):
             make_loaders(data, manifest=one_class)
 
     def test_memory_is_pinned_on_cuda_only(self, data, monkeypatch):

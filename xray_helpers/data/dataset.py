@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from xray_helpers.data.catalog import build_catalog
 from xray_helpers.data.download import fetch
 from xray_helpers.data.image_cache import ImageCache, build_cache
-from xray_helpers.data.splits import KEY, check_manifest, make_splits
+from xray_helpers.data.splits import KEY, SPLITS, check_manifest, make_splits
 from xray_helpers.data.transforms import Preprocess
 from xray_helpers.files import XrayError, print_once
 from xray_helpers.settings import Settings
@@ -60,7 +60,7 @@ def prepare_data(settings: Settings) -> PreparedData:
             the task.
     """
     root = fetch(settings)
-    catalog = build_catalog(root, settings.processed_folder)
+    catalog = build_catalog(root, settings.processed_folder, settings)
     broken = catalog[catalog["error"] != ""]
     if len(broken):
         names = "; ".join(f"{row.path}: {row.error}" for row in broken.head(5).itertuples())
@@ -247,14 +247,22 @@ def make_loaders(
         ValueError: a split is missing or lacks a class.
         LeakError: your split shares a patient or an image.
     """
+    own, target = manifest is not None, data.settings.target
     manifest, key = data.manifest if manifest is None else manifest, KEY[data.settings.split]
     check_manifest(manifest, key)
+    for name in data.classes:
+        rows = manifest[manifest[target] == name]
+        for split in (split for split in SPLITS if split not in set(rows["split"])):
+            counted = f"patients with {name} in this data: {rows['patient_coarse'].nunique()}, and each split needs one"
+            if split != "test" or test:
+                advice = "Bring more images, or use another SPLIT or FRACTIONS."
+                raise ValueError(f"{split} has no image of {name} ({counted}). {advice}")
+            if not own:
+                print_once(f"note: test has no image of {name} ({counted}): it cannot judge the model")
     processes = {"num_workers": workers, "timeout": BATCH_TIMEOUT if workers else 0}
 
     def load(split: str) -> XrayLoader:
         dataset = XrayDataset(manifest, data.cache, split, data.classes, data.settings.target)
-        if missing := [name for name, count in dataset.counts().items() if not count]:
-            raise ValueError(f"{split} has no image of {', '.join(missing)}: use another SPLIT or FRACTIONS")
         train = split == "train"
         order = EpochSampler(len(dataset), seed) if train else SequentialSampler(dataset)
         batches = BatchSampler(order, batch_size, drop_last=train and len(dataset) >= batch_size)
@@ -264,7 +272,7 @@ def make_loaders(
         options: dict[str, Any] = processes | {"persistent_workers": workers > 0, "generator": generator}
         return XrayLoader(dataset, None, sampler=batches, pin_memory=torch.cuda.is_available(), **options)
 
-    preprocess, name = Preprocess(data.cache.size, data.cache.resize), data.settings.data_name
+    preprocess, name = Preprocess(data.cache.size, data.cache.resize, whites=data.cache.whites), data.settings.data_name
     opened = load("test") if test else None
     return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, manifest, key, opened)
 
