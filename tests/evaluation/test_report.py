@@ -254,6 +254,15 @@ def test_the_command_line_takes_the_run_that_is_named(copied, monkeypatch):
         call(monkeypatch, folder)
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "last.pt", "settings.json"])
+def test_a_file_of_a_run_stands_for_its_folder(copied, monkeypatch, capsys, name):
+    """Field case 9."""
+    _, folder, _ = copied
+    assert load_model(folder / name).info == load_model(folder).info
+    call(monkeypatch, folder / name)
+    assert f"models/{folder.name}: metrics.json" in capsys.readouterr().out
+
+
 def test_the_command_line_says_in_one_line_what_is_missing(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="^error: models/latest.txt is missing: train first"):
         call(monkeypatch)
