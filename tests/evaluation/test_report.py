@@ -11,6 +11,7 @@ from torch import nn
 
 from xray_helpers.data.catalog import read_rows
 from xray_helpers.data.dataset import make_loaders, prepare_data
+from xray_helpers.data.patients import patients_claim
 from xray_helpers.evaluation import __main__ as command_line
 from xray_helpers.evaluation import report
 from xray_helpers.evaluation.report import evaluate_run, load_run, run_settings, write_card
@@ -78,7 +79,9 @@ def test_the_test_split_is_judged_and_written_beside_validation(binary):
     assert points == operating_points(val["truth"], val["probability"])
     expected = evaluate(table["truth"], table["probability"], rows["patient_coarse"], points)
     calibrated = calibration(table["truth"], table["calibrated"], Bootstrap(rows["patient_coarse"]))
-    assert found["test"] == {"protocol": "pooled split, patients apart", **expected, "calibrated": calibrated}
+    protocol = f"pooled split, {patients_claim(data.manifest)}"
+    assert protocol.startswith("pooled split, patients apart; 1 of 103 images")
+    assert found["test"] == {"protocol": protocol, **expected, "calibrated": calibrated}
     assert found["val"]["n"] == len(val)
     assert found["weights"] == "none"
     assert found["device"] == "cpu"
@@ -392,3 +395,50 @@ class TestTheFinding:
         settings, _, data = binary
         with pytest.raises(ValueError, match="data was prepared with finding=''"):
             train(replace(settings, finding="NORMAL"), data)
+
+
+@pytest.fixture(scope="module")
+def renamed(tiny, tmp_path_factory):
+    """The tiny dataset with names that say nothing of patients, and a table of its patients beside it."""
+    root, rows = tmp_path_factory.mktemp("renamed"), []
+    for number, file in enumerate(sorted((tiny / "chest_xray").glob("t*/*/*"))):
+        place = root / "images" / file.relative_to(tiny / "chest_xray").with_name(f"{number:04d}.jpeg")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+        rows.append({"path": place.name, "patient": file.name.split("_")[0][:12]})
+    pd.DataFrame(rows).to_csv(root / "labels.csv", index=False)
+    return root
+
+
+def test_where_patients_are_unknown_nothing_is_said_to_be_over_patients(renamed, tmp_path, monkeypatch, capsys):
+    """Field case 10: the command line, `metrics.json` and the card said "patients apart" and "over patients"."""
+    _, folder, _ = finished(tmp_path, renamed / "images")
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    found = json.loads((folder / "metrics.json").read_text())["test"]
+    assert found["protocol"] == "pooled split, patients unknown: split by image"
+    assert found["patients"] is None
+    assert found["intervals"] == "over images"
+    capsys.readouterr()
+    call(monkeypatch, str(folder))
+    shown = capsys.readouterr().out
+    assert f"test: n = {found['n']} images, pooled split, patients unknown: split by image; " in shown
+    assert "(over images)" in shown
+    card = (folder / CARD).read_text()
+    assert "Pooled split, patients unknown: split by image." in card
+    assert f"| test | {found['n']} | unknown |" in card
+    assert "intervals by bootstrap over images" in card
+    assert "over patients" not in shown + card
+
+
+def test_a_run_with_a_table_of_patients_is_judged_also_when_the_table_is_gone(renamed, tmp_path, monkeypatch):
+    table = tmp_path / "who.csv"
+    shutil.copy(renamed / "labels.csv", table)
+    _, folder, _ = finished(tmp_path / "home", renamed / "images", patients=str(table))
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path / "home"))
+    elsewhere = shutil.move(table, tmp_path / "home" / "models")
+    assert json.loads((folder / "settings.json").read_text())["patients"] == "who.csv"
+    found = evaluate_run(folder, "test")
+    assert found["protocol"] == "pooled split, patients apart"
+    assert found["intervals"] == "over patients"
+    monkeypatch.setenv("XRAY_PATIENTS", elsewhere)
+    assert run_settings(folder).patients == elsewhere

@@ -22,7 +22,8 @@ def main() -> None:
             finding, rule = finding_of(data.classes), rule.replace("argmax", "the likeliest class")
             what = f"for {finding}: " if finding else f"mean over {', '.join(data.classes)}, each against the rest: "
             skill = f"AUC {format_interval(found['auc'], 4)}, accuracy at {rule} {format_interval(at['accuracy'], 4)}"
-            print(f"{split}: n = {found['n']:,} of {found['patients']:,} patients, {found['protocol']}; {what}{skill}")
+            counted = f"of {found['patients']:,} patients" if found["patients"] else "images"
+            print(f"{split}: n = {found['n']:,} {counted}, {found['protocol']}; {what}{skill} ({found['intervals']})")
         write_card(folder)
         description = data.settings.data_description
         print(f"models/{folder.name}: {METRICS}, {CARD}. These are {description}. Not a medical device.")
