@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from xray_helpers.data.layout import choose_images
-from xray_helpers.files import DownloadError
+from xray_helpers.data.layout import SPLIT_NAMES, choose_images
+from xray_helpers.files import DownloadError, project_root
 
 GOOD = ("chest_xray/train/NORMAL/a.jpeg", "chest_xray/train/PNEUMONIA/b.jpeg")
 
@@ -161,3 +161,8 @@ class TestTableOfLabels:
     def test_a_table_of_other_images_is_refused(self):
         with pytest.raises(DownloadError, match="Found: files without a label in the table"):
             places(*self.NAMES, table=self.table(("z.png", "1", "ill", "")))
+
+
+def test_the_page_for_other_datasets_names_what_is_known():
+    page = (project_root() / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    assert not [name for name in SPLIT_NAMES if name not in page]
