@@ -20,7 +20,6 @@ from xray_helpers.data.reader import (
     named_as_image,
     read_film,
     read_image,
-    read_noted,
 )
 from xray_helpers.data.synthetic import draw
 
@@ -127,8 +126,8 @@ def test_without_a_dataset_the_file_itself_decides_and_says_so(tmp_path, highest
     level[0, 0] = highest
     Image.fromarray(level).save(tmp_path / f"film.{suffix}")
     assert_same_film(tmp_path / f"film.{suffix}")
-    assert read_noted(tmp_path / f"film.{suffix}", SIZE)[1] == f"level {highest} taken for white, from this file alone"
-    assert read_noted(tmp_path / f"film.{suffix}", SIZE, whites=(highest, None))[1] == ""
+    assert read_film(tmp_path / f"film.{suffix}").notes() == f"level {highest} taken for white, from this file alone"
+    assert read_film(tmp_path / f"film.{suffix}").notes((highest, None)) == ""
 
 
 @pytest.mark.parametrize("highest", [1, 255, 4095])
@@ -209,8 +208,8 @@ def test_white_is_zero_is_honoured_at_every_depth(tmp_path, kind, compression):
     film = read_film(tmp_path / "film.tiff")
     assert film.note == "inverted as its header says"
     whites = (4095.0, 1.0)
-    assert np.abs(np.asarray(film.gray(whites)[0]).astype(int) - np.asarray(expected)).mean() < 1
-    assert "inverted" in read_noted(tmp_path / "film.tiff", SIZE, whites=whites)[1]
+    assert np.abs(np.asarray(film.gray(whites)).astype(int) - np.asarray(expected)).mean() < 1
+    assert "inverted" in read_film(tmp_path / "film.tiff").notes(whites)
 
 
 def set_tag(path, tag, value):
@@ -243,8 +242,9 @@ def test_alpha_is_laid_on_black_and_said(tmp_path):
         image = Image.fromarray(FILM).convert(mode)
         image.putalpha(alpha)
         image.save(tmp_path / "film.png")
-        gray, note = read_film(tmp_path / "film.png").gray()
-        assert note == "alpha laid on black"
+        film = read_film(tmp_path / "film.png")
+        gray = film.gray()
+        assert film.note == "alpha laid on black"
         assert (np.asarray(gray)[:, :60] == FILM[:, :60]).all()
         assert not np.asarray(gray)[:, 60:].any()
 
@@ -253,8 +253,9 @@ def test_a_transparent_palette_is_laid_on_black(tmp_path):
     image = Image.fromarray(np.where(FILM > 100, 1, 0).astype(np.uint8))
     image.putpalette([200] * 3 + [100] * 3)
     image.save(tmp_path / "film.png", transparency=0)
-    gray, note = read_film(tmp_path / "film.png").gray()
-    assert note == "alpha laid on black"
+    film = read_film(tmp_path / "film.png")
+    gray = film.gray()
+    assert film.note == "alpha laid on black"
     assert (np.asarray(gray) == np.where(FILM > 100, 100, 0)).all()
 
 

@@ -139,10 +139,11 @@ def _decode(path: Path) -> dict[str, object]:
         film = read_film(path)
     except UnreadableError as error:
         return {**error.known, "error": str(error)}
-    (width, height), (low, high) = film.pixels.size, film.levels()
-    content = f"{film.pixels.size}{' inverted' if film.inverted else ''}".encode() + film.pixels.tobytes()
+    (height, width), low, high = film.levels.shape, float(film.levels.min()), float(film.levels.max())
+    content = hashlib.sha256(f"{film.pixels.size}{' inverted' if film.inverted else ''}".encode())
+    content.update(film.levels.data)
     found = {"width": width, "height": height, "mode": film.mode, "low": low, "high": high, "note": film.note}
-    return {**found, "pixel_hash": hashlib.sha256(content).hexdigest()[:24], "quantisation": film.quantisation}
+    return {**found, "pixel_hash": content.hexdigest()[:24], "quantisation": film.quantisation}
 
 
 def fingerprint(catalog: pd.DataFrame) -> str:

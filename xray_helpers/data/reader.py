@@ -4,7 +4,9 @@ What it cannot honour it refuses, with the reason; what a user may want to know 
 """
 
 import mimetypes
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -69,23 +71,32 @@ class Film:
     quantisation: float
     note: str
 
-    def levels(self) -> tuple[float, float]:
-        """The lowest and the highest level."""
-        low, high = self.pixels.getextrema()
-        return float(low), float(high)  # type: ignore[arg-type]  # of one channel
+    @cached_property
+    def levels(self) -> NDArray[Any]:
+        """The pixels as an array, uint8 or float32 (H, W)."""
+        return np.asarray(self.pixels)
 
-    def gray(self, whites: Whites = UNKNOWN) -> tuple[Image.Image, str]:
-        """As an image of mode `L`, and the notes on the file and on its gray range."""
-        (low, high), notes = self.levels(), [self.note] if self.note else []
-        white, gray = white_level(self.mode, whites), self.pixels
-        if white is None:
-            white = find_white(high, self.mode)
+    def white(self, whites: Whites) -> float:
+        """The level that counts as white; where nothing says so, the file's own highest level decides."""
+        return white_level(self.mode, whites) or find_white(float(self.levels.max()), self.mode)
+
+    def gray(self, whites: Whites = UNKNOWN) -> Image.Image:
+        """As an image of mode `L`, with white as 255."""
+        gray = self.pixels
+        if gray.mode == "F":
+            scaled = np.rint(self.levels * (255 / self.white(whites)))
+            gray = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+        return ImageOps.invert(gray) if self.inverted else gray
+
+    def notes(self, whites: Whites = UNKNOWN) -> str:
+        """What reading had to do, and what is unusual about the gray range; `""` for nothing."""
+        low, high, white = self.levels.min(), self.levels.max(), self.white(whites)
+        notes = [self.note] if self.note else []
+        if white_level(self.mode, whites) is None:
             notes.append(f"level {white:g} taken for white, from this file alone")
         if high - low < SLIVER * white:
             notes.append(f"uses only levels {low:g} to {high:g} of 0 to {white:g}")
-        if gray.mode == "F":
-            gray = Image.fromarray(np.rint(np.asarray(gray) * (255 / white)).clip(0, 255).astype(np.uint8))
-        return ImageOps.invert(gray) if self.inverted else gray, "; ".join(notes)
+        return "; ".join(notes)
 
 
 def white_level(mode: str, whites: Whites) -> float | None:
@@ -137,15 +148,7 @@ def read_image(path: Source, size: int, resize: str = "squash", whites: Whites =
         ValueError: `resize` is unknown.
         UnreadableError: the file cannot be decoded, or would be misread; an OSError.
     """
-    return read_noted(path, size, resize, whites)[0]
-
-
-def read_noted(
-    path: Source, size: int, resize: str = "squash", whites: Whites = UNKNOWN
-) -> tuple[NDArray[np.uint8], str]:
-    """As `read_image`, with the note on what reading had to do, `""` for nothing."""
-    gray, note = read_film(path, size).gray(whites)
-    return to_square(gray, size, resize), note
+    return to_square(read_film(path, size).gray(whites), size, resize)
 
 
 def to_square(gray: Image.Image, size: int, resize: str = "squash") -> NDArray[np.uint8]:
@@ -221,16 +224,7 @@ def _read_picture(image: Any, size: int | None) -> Film:
     _check_size(*image.size)
     mode, notes, tags = image.mode, [], getattr(image, "tag_v2", {})
     deep, table = mode[0] in "IF", getattr(image, "quantization", {}).get(0, [0])
-    wrong = {
-        "16 bits in each of several channels, of which 8 would be lost": not deep and ";16" in str(image.tile[:1]),
-        "LAB colours, which cannot be turned into gray here": mode == "LAB",
-        "signed 8-bit levels": mode == "L" and 2 in tags.get(339, ()),  # the sample format, 2 for signed
-        "YCbCr without compression": tags.get(262) == 6 and image.info.get("compression") == "raw",
-        "a bare JPEG 2000 stream, which does not say what its channels are": (
-            getattr(image, "codec", "") == "j2k" and len(image.getbands()) > 1
-        ),
-    }
-    if reason := next((reason for reason, applies in wrong.items() if applies), ""):
+    if image.format != "JPEG" and (reason := _misread(image, tags)):
         raise UnreadableError(f"{reason}: save it as gray PNG")
     if (pages := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"the first of {pages} pages")
@@ -255,6 +249,21 @@ def _read_picture(image: Any, size: int | None) -> Film:
     pixels = _checked(np.asarray(image, dtype=np.float32)) if deep else image.convert("L")
     mode = f"{mode} of 12 bits" if tags.get(258) == (12,) else mode
     return Film(pixels, mode, deep and tags.get(262) == 0, round(sum(table) / len(table), 3), "; ".join(notes))
+
+
+def _misread(image: Any, tags: Mapping[int, Any]) -> str:
+    """Why Pillow's view of a file would not be the film; `""` where it is."""
+    reasons = {
+        "16 bits in each of several channels, of which 8 would be lost": image.mode[0] not in "IF"
+        and ";16" in str(image.tile[:1]),
+        "LAB colours, which cannot be turned into gray here": image.mode == "LAB",
+        "signed 8-bit levels": image.mode == "L" and 2 in tags.get(339, ()),  # the sample format, 2 for signed
+        "YCbCr without compression": tags.get(262) == 6 and image.info.get("compression") == "raw",
+        "a bare JPEG 2000 stream, which does not say what its channels are": (
+            getattr(image, "codec", "") == "j2k" and len(image.getbands()) > 1
+        ),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 def _checked(levels: NDArray[np.float32]) -> Image.Image:

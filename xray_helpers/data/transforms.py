@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xray_helpers.data.reader import RESIZES, UNKNOWN, Source, Whites, read_noted
+from xray_helpers.data.reader import RESIZES, UNKNOWN, Source, Whites, read_film, to_square
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's weights expect
 GRAY = 0.449  # mean of IMAGENET_MEAN: what is erased becomes about 0 for the network
@@ -52,8 +52,9 @@ class Preprocess:
 
     def read_noted(self, path: Source) -> tuple[Tensor, str]:
         """Decode one file, or a member of a zip: uint8 (1, S, S), and a note on what reading had to do."""
-        image, note = read_noted(path, self.size, self.resize, self.whites)
-        return torch.tensor(image).unsqueeze(0), note
+        film = read_film(path, self.size)
+        image = to_square(film.gray(self.whites), self.size, self.resize)
+        return torch.tensor(image).unsqueeze(0), film.notes(self.whites)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scale to 0…1, repeat to three channels, standardise.
