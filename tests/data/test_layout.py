@@ -81,6 +81,14 @@ class TestWithoutSplits:
             "0.png": ("in no class folder, but in x", ""),
         }
 
+    def test_splits_inside_classes_are_splits(self):
+        assert places("A/train/1.png", "A/Testing/2.png", "B/valid/3.png", "B/4.png") == {
+            "A/train/1.png": "train/A/train/1.png",
+            "A/Testing/2.png": "test/A/Testing/2.png",
+            "B/valid/3.png": "val/B/valid/3.png",
+            "B/4.png": "train/B/4.png",
+        }
+
     def test_a_copy_of_all_beside_the_classes_is_a_copy(self):
         found, left_out = choose_images(["A/1.png", "B/2.png", "old/A/1.png", "old/B/2.png", "old/B/3.png"], "x")
         assert found == {"A/1.png": "train/A/1.png", "B/2.png": "train/B/2.png"}

@@ -28,7 +28,8 @@ def choose_images(
 
     The images are those in `<split>/<class>/` nearest to the top, at any depth, where a split is named train, training,
     val, valid, validation, test, testing or tests, in any case. Without such folders, those beside each other are the
-    classes, and all images belong to `train`. Folders inside a class are kept.
+    classes, and all images belong to `train`, but for those in a folder inside a class that is named as a split.
+    Folders inside a class are kept.
 
     Args:
         names: paths relative to the source, with `/`.
@@ -117,9 +118,11 @@ def _by_folder(files: Mapping[str, tuple[str, ...]], images: Sequence[str]) -> P
         depth, inside = depth + 1, [parts for parts in inside if len(parts) > depth + 2]
     for name, parts in files.items():
         at = _split_depth(parts)
+        split, *rest = parts[at:] or ("",)
         if pooled:  # one of them that holds another of them is a copy of all
             at = depth + (len(parts) > depth + 2 and parts[depth + 1] in classes - {parts[depth]})
-        split, *rest = ("train", *parts[at:]) if pooled else parts[at:] or ("",)
+            rest = list(parts[at:])
+            split = next((part for part in rest[1:-1] if part.lower() in SPLIT_NAMES), "train")
         places[name] = parts[:at], "/".join((SPLIT_NAMES[split.lower()], *rest)) if len(rest) > 1 else ""
     return places
 
