@@ -37,7 +37,20 @@ def test_every_target_can_be_made(target):
 
 
 @pytest.mark.parametrize(
-    "data", ["my folder/x.zip", "it's", 'a "quoted" one', "a\\b", "a#b", "a=b", "a$b", "tab\there", "肺"]
+    "data",
+    [
+        "my folder/x.zip",
+        "it's",
+        'a "quoted" one',
+        "a\\b",
+        "a#b",
+        "a=b",
+        "a$b",
+        "tab\there",
+        "肺",
+        r"^(\d+)_",
+        r"p([^ ]+)$",
+    ],
 )
 def test_variables_become_settings_whatever_letters_they_hold(monkeypatch, data):
     shown = make(SHOW, "show", f"DATA={data}", "SPLIT=blocked", "PYTHON=python3").rstrip("\n")

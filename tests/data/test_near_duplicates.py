@@ -60,6 +60,7 @@ def test_images_without_detail_are_no_near_duplicates():
     assert len(set(near_duplicates(np.stack([*flat, *noise])))) == 12
 
 
+@pytest.mark.fault("the same radiograph under two patients")
 def test_near_duplicates_across_patients_stand_in_the_catalog_and_the_audit_and_stay_together(films, tmp_path):
     """Field case 10: exact hashes miss the same radiograph once it is resized, compressed again or mirrored."""
     for number, film in enumerate(films):

@@ -86,6 +86,7 @@ def test_a_pattern_gives_the_patients_and_what_it_misses_is_counted(capsys):
     assert "gives 1 of 4 images no patient" in capsys.readouterr().out
 
 
+@pytest.mark.fault("patients that are not known")
 def test_a_pattern_that_matches_no_file_is_refused():
     with pytest.raises(ValueError, match=r"gives no image a patient, such as train/A/a.png"):
         assign_patients(catalog_of("a.png"), Settings(patients=r"^(\d+)_"))

@@ -418,6 +418,7 @@ def test_near_duplicates_of_one_patient_and_catalogs_without_the_column_give_the
     assert resplit(catalog.drop(columns="near"))["split"].tolist() == expected
 
 
+@pytest.mark.fault("the same radiograph under two patients")
 def test_near_duplicates_in_two_splits_are_counted_and_refused():
     shared = near(cases(case("IM", 4), case("IM", 5), case("IM", 6), case("IM", 7)), (1, 3))
     shared["split"] = ["train", "train", "val", "val"]

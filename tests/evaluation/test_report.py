@@ -410,6 +410,7 @@ def renamed(tiny, tmp_path_factory):
     return root
 
 
+@pytest.mark.fault("patients that are not known")
 def test_where_patients_are_unknown_nothing_is_said_to_be_over_patients(renamed, tmp_path, monkeypatch, capsys):
     """Field case 10: the command line, `metrics.json` and the card said "patients apart" and "over patients"."""
     _, folder, _ = finished(tmp_path, renamed / "images")
