@@ -330,6 +330,10 @@ def test_dicom_s_negative_rescaling_window_and_frames_are_honoured(tmp_path):
     dicom(tmp_path / "film.dcm", 4095 - deep(4095), 12, RescaleSlope=-1, RescaleIntercept=4095)
     assert_same_film(tmp_path / "film.dcm")
 
+    odd = {"RescaleSlope": 0.3, "RescaleIntercept": -1024.1}
+    dicom(tmp_path / "film.dcm", deep(4095), 12, **odd)
+    assert_same_film(tmp_path / "film.dcm")
+
     window = {"WindowCenter": 512, "WindowWidth": 1024}
     dicom(tmp_path / "film.dcm", deep(1023), 12, **window)
     assert_same_film(tmp_path / "film.dcm")

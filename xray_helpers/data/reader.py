@@ -253,15 +253,13 @@ def _read_picture(image: Any, size: int | None) -> Film:
 
 def _misread(image: Any, tags: Mapping[int, Any]) -> str:
     """Why Pillow's view of a file would not be the film; `""` where it is."""
+    shallow, bands = image.mode[0] not in "IF", len(image.getbands())
     reasons = {
-        "16 bits in each of several channels, of which 8 would be lost": image.mode[0] not in "IF"
-        and ";16" in str(image.tile[:1]),
+        "16 bits in each of several channels, of which 8 would be lost": shallow and ";16" in str(image.tile[:1]),
         "LAB colours, which cannot be turned into gray here": image.mode == "LAB",
         "signed 8-bit levels": image.mode == "L" and 2 in tags.get(339, ()),  # the sample format, 2 for signed
         "YCbCr without compression": tags.get(262) == 6 and image.info.get("compression") == "raw",
-        "a bare JPEG 2000 stream, which does not say what its channels are": (
-            getattr(image, "codec", "") == "j2k" and len(image.getbands()) > 1
-        ),
+        "a bare JPEG 2000 stream, which does not name its channels": getattr(image, "codec", "") == "j2k" and bands > 1,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
 
@@ -306,7 +304,7 @@ def _read_dicom(file: IO[bytes], known: dict[str, Any]) -> Film:
         if table := header.get(name):
             black, white = 0, 2 ** table[0].LUTDescriptor[2] - 1
     levels = apply_voi_lut(apply_modality_lut(stored, header), header)
-    levels = (levels.astype(np.float32) - black) * ((2**bits - 1) / (white - black))
+    levels = ((levels.astype(np.float64) - black) * ((2**bits - 1) / (white - black))).round(3)
     if kind == "MONOCHROME1":
         notes.append("inverted as its header says")
     return Film(_checked(levels.astype(np.float32)), known["mode"], kind == "MONOCHROME1", 0.0, "; ".join(notes))
