@@ -134,8 +134,9 @@ def shared_data() -> Path:
 
 def rows_to_catalog(rows) -> pd.DataFrame:
     """A catalog that needs no files, from rows (label, cause, fine key, coarse key, pixel hash, folder)."""
+    rest = (0.0, 0.0, 255.0, "", "")  # quantisation, low, high, note, near
     table = [
-        (f"{folder}/{label}/{index:05d}.jpeg", label, cause, folder, fine, coarse, 8, 8, "L", 9, pixels, "", 0.0, 0.0, 255.0, "", "")
+        (f"{folder}/{label}/{index:05d}.jpeg", label, cause, folder, fine, coarse, 8, 8, "L", 9, pixels, "", *rest)
         for index, (label, cause, fine, coarse, pixels, folder) in enumerate(rows)
     ]
     return pd.DataFrame(table, columns=list(COLUMNS))

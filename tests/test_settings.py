@@ -227,7 +227,8 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
     file.write_bytes(b"one")
     others = {
         "data": "kaggle", "split": "blocked", "fractions": (0.6, 0.2, 0.2), "split_seed": 1, "task": "cause",
-        "finding": "NORMAL", "patients": r"^(\d+)_", "arch": "resnet34", "weights": str(file), "image_size": 64, "resize": "pad", "augment": "none",
+        "finding": "NORMAL", "patients": r"^(\d+)_",
+        "arch": "resnet34", "weights": str(file), "image_size": 64, "resize": "pad", "augment": "none",
         "batch_size": 8, "epochs": 9, "learning_rate": 0.1, "seed": 1, "precision": "bf16",
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(Settings)} - {"workers", "device", "more_epochs"}
