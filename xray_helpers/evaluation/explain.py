@@ -14,7 +14,7 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from xray_helpers.data.catalog import to_square
+from xray_helpers.data.reader import to_square
 from xray_helpers.data.shortcuts import FRAME
 from xray_helpers.data.synthetic import draw
 from xray_helpers.data.transforms import GRAY, to_unit
