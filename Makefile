@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 # NAME=value on make's command line reaches the settings' own parser, which refuses a misspelt one by name.
 export XRAY_MAKE := $(MAKEOVERRIDES)
-on = $(filter-out 0 no false,$(1))
+on = $(filter-out 0 no false,$(shell echo '$(1)' | tr A-Z a-z))
 
 help:  ## this text
 	@echo "Usage: make TARGET [SETTING=VALUE ...]"
@@ -36,7 +36,7 @@ lab: $(VENV)/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 train: $(VENV)/installed  ## train a model, as notebook 05 does (PROCESSES=2 for several; FRESH=1 to start over)
-	@$(if $(PROCESSES),$(BIN)/accelerate launch $(LAUNCH) -m,$(BIN)/python -m) xray_helpers.training $(if $(call on,$(FRESH)),--fresh)
+	@$(if $(call on,$(PROCESSES)),$(BIN)/accelerate launch $(LAUNCH) -m,$(BIN)/python -m) xray_helpers.training $(if $(call on,$(FRESH)),--fresh)
 
 evaluate: $(VENV)/installed  ## judge the newest run (or MODEL=folder) on validation, and open the test split
 	@$(BIN)/python -m xray_helpers.evaluation $(if $(MODEL),"$(MODEL)")

@@ -40,7 +40,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         root = originals(Path(name))
-        files = find_images(root)
+        files, _ = find_images(root)
         save_model(Path(name) / "run", build_model("resnet18", 1, "none"), INFO)
         start = time.perf_counter()
         model = load_model(Path(name) / "run", choose_device().value)

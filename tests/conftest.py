@@ -11,7 +11,8 @@ import torch
 from hypothesis import settings as hypothesis_settings
 from torch import nn
 
-from xray_helpers.data.catalog import COLUMNS, build_catalog, read_image
+from xray_helpers.data.catalog import COLUMNS, build_catalog
+from xray_helpers.data.reader import read_image
 from xray_helpers.data.synthetic import write_dataset
 from xray_helpers.data.transforms import Preprocess
 from xray_helpers.files import print_once, project_root
@@ -133,8 +134,9 @@ def shared_data() -> Path:
 
 def rows_to_catalog(rows) -> pd.DataFrame:
     """A catalog that needs no files, from rows (label, cause, fine key, coarse key, pixel hash, folder)."""
+    rest = (0.0, 0.0, 255.0, "", "")  # quantisation, low, high, note, near
     table = [
-        (f"{folder}/{label}/{index:05d}.jpeg", label, cause, folder, fine, coarse, 8, 8, "L", 9, pixels, "", 0.0)
+        (f"{folder}/{label}/{index:05d}.jpeg", label, cause, folder, fine, coarse, 8, 8, "L", 9, pixels, "", *rest)
         for index, (label, cause, fine, coarse, pixels, folder) in enumerate(rows)
     ]
     return pd.DataFrame(table, columns=list(COLUMNS))

@@ -1,6 +1,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -134,3 +136,32 @@ def test_a_disk_too_small_is_refused_with_what_is_needed_and_free(tmp_path, monk
     check_disk(tmp_path / "not" / "there" / "yet", 700_000_000, "This")
     with pytest.raises(OSError, match=r"This needs 2\.2 GB, but only 1\.0 GB are free.*XRAY_HOME"):
         check_disk(tmp_path, 2_000_000_000, "This")
+
+
+def test_without_a_checkout_the_project_is_where_xray_home_says(tmp_path, monkeypatch):
+    """Field case 19: the package installed, and nothing else."""
+    package = tmp_path / "site-packages" / "xray_helpers"
+    shutil.copytree(files.project_root() / "xray_helpers", package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from xray_helpers.files import project_root; print(project_root())"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "XRAY_HOME": str(tmp_path / "mine")}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert run.stdout.strip() == str(tmp_path / "mine")
+    command[-1:] = ["import sys; sys.argv[1:] = ['x.png']; from xray_helpers.predict import main; main()"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert run.stderr.startswith("error: models/latest.txt is missing")
+    del environment["XRAY_HOME"]
+    run = subprocess.run(
+        [*command[:2], code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert "set XRAY_HOME" in run.stderr
+
+
+def test_files_are_listed_through_links_without_going_round(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "1").touch()
+    (tmp_path / "a" / "b" / "2").touch()
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "c").symlink_to(tmp_path / "a" / "b")
+    found = [path.relative_to(tmp_path).as_posix() for path in files.list_files(tmp_path)]
+    assert found == ["a/1", "a/b/2", "c/2"]

@@ -37,7 +37,20 @@ def test_every_target_can_be_made(target):
 
 
 @pytest.mark.parametrize(
-    "data", ["my folder/x.zip", "it's", 'a "quoted" one', "a\\b", "a#b", "a=b", "a$b", "tab\there", "肺"]
+    "data",
+    [
+        "my folder/x.zip",
+        "it's",
+        'a "quoted" one',
+        "a\\b",
+        "a#b",
+        "a=b",
+        "a$b",
+        "tab\there",
+        "肺",
+        r"^(\d+)_",
+        r"p([^ ]+)$",
+    ],
 )
 def test_variables_become_settings_whatever_letters_they_hold(monkeypatch, data):
     shown = make(SHOW, "show", f"DATA={data}", "SPLIT=blocked", "PYTHON=python3").rstrip("\n")
@@ -56,12 +69,14 @@ def test_the_user_s_own_environment_is_no_setting():
 
 
 @pytest.mark.parametrize(
-    ("value", "on"), [("", False), ("0", False), ("no", False), ("false", False), ("1", True), ("yes", True)]
+    ("value", "on"),
+    [*((off, False) for off in ("", "0", "no", "NO", "No", "false", "False", "FALSE")), ("1", True), ("Yes", True)],
 )
 def test_a_switch_can_be_off(value, on):
     commands = make("--dry-run", "train", f"FRESH={value}").splitlines()
     assert ("--fresh" in commands[-1].split()) == on
     assert "xray_helpers.training" in commands[-1]
+    assert ("/accelerate launch" in make("--dry-run", "train", f"PROCESSES={value}")) == on
 
 
 def test_training_in_several_processes_goes_through_accelerate():

@@ -1,20 +1,23 @@
+import os
 import shutil
 import sys
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import TinyResNet
-from PIL import Image
+from PIL import Image, ImageOps
 
 from xray_helpers import predict
 from xray_helpers.data.dataset import prepare_data
 from xray_helpers.evaluation.report import evaluate_run
+from xray_helpers.files import DownloadError
 from xray_helpers.predict import find_images, predict_images
 from xray_helpers.settings import Settings
 from xray_helpers.training import model as model_module
-from xray_helpers.training.checkpoint import BEST, load_model
+from xray_helpers.training.checkpoint import BEST, ModelInfo, load_model
 from xray_helpers.training.train import train
 
 
@@ -57,7 +60,7 @@ def test_a_prediction_equals_the_evaluation_of_the_same_file(runs, folder, model
     np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-6)
     np.testing.assert_allclose(found["calibrated"], expected["calibrated"], atol=1e-6)
     assert (found["predicted"] == "PNEUMONIA").tolist() == (expected["probability"] >= 0.5).tolist()
-    assert list(found) == ["path", "predicted", "probability", "calibrated", "error"]
+    assert list(found) == ["path", "predicted", "probability", "calibrated", "finding", "error", "note"]
 
 
 def test_every_mode_and_format_is_read_alike(model, tmp_path, gray):
@@ -100,7 +103,7 @@ def test_more_classes_have_a_column_each(runs, tmp_path, gray):
     model = load_model(runs[0]["cause"])
     Image.fromarray(gray).save(tmp_path / "good.png")
     found = predict_images([tmp_path / "good.png"], model)
-    assert list(found) == ["path", "predicted", "p_normal", "p_bacterial", "p_viral", "error"]
+    assert list(found) == ["path", "predicted", "p_normal", "p_bacterial", "p_viral", "error", "note"]
     assert found[["p_normal", "p_bacterial", "p_viral"]].sum(axis=1)[0] == pytest.approx(1)
 
 
@@ -126,6 +129,112 @@ def test_more_files_than_a_batch_keep_their_order(model, tmp_path, gray, monkeyp
     assert whole["probability"].nunique() == 6
 
 
+def film(runs, number=0):
+    """A training image, whose grays are as usual."""
+    return Image.open(sorted(runs[1].glob("train/NORMAL/IM-0*.jpeg"))[number])
+
+
+def test_a_negative_and_unusual_grays_are_named_and_not_changed(runs, model, tmp_path):
+    usual = film(runs)
+    negative = ImageOps.invert(usual.convert("L"))
+    black = Image.fromarray(np.asarray(usual.convert("L")) // 16)
+    for name, image in {"usual": usual, "negative": negative, "black": black}.items():
+        image.save(tmp_path / f"{name}.png")
+    found = predict_images([tmp_path / f"{name}.png" for name in ("usual", "negative", "black")], model)
+    assert found["error"].eq("").all()
+    assert found["note"][0] == ""
+    assert "its grays look inverted" in found["note"][1]
+    assert "to 15 of 0 to 255" in found["note"][2]
+    assert "mean of its grays" in found["note"][2]
+    assert found["probability"].nunique() == 3
+
+
+def test_each_model_knows_the_grays_of_its_training_images(runs):
+    for folder in runs[0].values():
+        gray = load_model(folder).info.gray
+        assert 0 < gray["mean"][0] < gray["mean"][1] < 255
+        assert 0 < gray["standard deviation"][0] < gray["standard deviation"][1]
+        assert len(gray["thumbnail"]) == 64
+    assert ModelInfo("resnet18", ("A", "B"), None, 1, 0.5).gray is None
+
+
+def test_a_model_that_does_not_know_its_training_images_notes_nothing_of_them(model, tmp_path, gray):
+    model.info = replace(model.info, gray=None)
+    Image.fromarray(gray // 4).save(tmp_path / "good.png")
+    assert predict_images([tmp_path / "good.png"], model)["note"][0] == ""
+
+
+def test_deep_films_are_predicted_as_the_training_data_says(runs, model, tmp_path):
+    """A model of 12-bit films has learned where white is; another one takes it from the file, and says so."""
+    levels = np.asarray(film(runs).convert("L")).astype(np.uint16) * 4
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    Image.fromarray((levels // 4).astype(np.uint8)).save(tmp_path / "same.png")
+    Image.fromarray((levels // 16).astype(np.uint8)).save(tmp_path / "dark.png")
+    paths = [tmp_path / name for name in ("deep.png", "same.png", "dark.png")]
+    found = predict_images(paths, model)
+    assert found["probability"][0] == pytest.approx(found["probability"][1], abs=1e-3)
+    assert found["note"][0] == "level 1023 taken for white, from this file alone"
+    model.info = replace(model.info, preprocess=replace(model.info.preprocess, whites=(4095, None)))
+    found = predict_images(paths, model)
+    assert found["probability"][0] == pytest.approx(found["probability"][2], abs=1e-3)
+    assert "taken for white" not in found["note"][0]
+
+
+def test_an_odd_name_costs_nothing(model, tmp_path, gray):
+    odd = os.fsencode(tmp_path) + b"/scan-\xff.png"
+    Image.fromarray(gray).save(tmp_path / "good.png")
+    shutil.copy(tmp_path / "good.png", odd)
+    files, _ = find_images(tmp_path)
+    found = predict_images(files, model)
+    assert found["error"].eq("").all()
+    assert found["path"].str.rpartition("/")[2].tolist() == ["good.png", r"scan-\xff.png"]
+    found.to_csv(tmp_path / "out.csv", index=False)
+
+
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path, gray):
+    (tmp_path / "far").mkdir()
+    Image.fromarray(gray).save(tmp_path / "far" / "one.png")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "loop").symlink_to(tmp_path / "here")
+    files, hidden = find_images(tmp_path / "here")
+    assert files == [tmp_path / "here" / "link" / "one.png"]
+    assert hidden == 0
+
+
+class TestZips:
+    @pytest.fixture
+    def packed(self, tmp_path, gray):
+        """A zip with a film in each of two folders, and system files."""
+        Image.fromarray(gray).save(tmp_path / "one.png")
+        with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+            archive.mkdir("ward")
+            for name in ("ward/a.png", "other/b.png", "__MACOSX/ward/._a.png", "ward/Thumbs.db"):
+                archive.write(tmp_path / "one.png", name)
+        return tmp_path / "films.zip"
+
+    def test_its_images_are_predicted_as_files_are(self, packed, model, tmp_path):
+        files, hidden = find_images(packed)
+        assert hidden == 2
+        found = predict_images([*files, tmp_path / "one.png"], model)
+        assert found["path"].tolist() == [f"{packed}/ward/a.png", f"{packed}/other/b.png", str(tmp_path / "one.png")]
+        np.testing.assert_allclose(found["probability"], found["probability"][2])
+
+    def test_a_folder_and_a_file_in_it_can_be_named(self, packed):
+        for name in ("ward", "ward/a.png"):
+            assert [str(file) for file in find_images(packed / name)[0]] == [f"{packed}/ward/a.png"]
+        with pytest.raises(FileNotFoundError, match="is neither an image"):
+            find_images(packed / "gone")
+
+    def test_one_that_is_unsafe_or_damaged_is_refused(self, tmp_path, packed):
+        with zipfile.ZipFile(packed, "a") as archive:
+            archive.writestr("../out.png", b"x")
+        (tmp_path / "damaged.zip").write_bytes(b"PK no zip")
+        for name, reason in (("films.zip", "unsafe name"), ("damaged.zip", "is not a zip archive, or it is damaged")):
+            with pytest.raises(DownloadError, match=reason):
+                find_images(tmp_path / name)
+
+
 class TestCommandLine:
     @pytest.fixture
     def images(self, tmp_path, gray):
@@ -148,7 +257,7 @@ class TestCommandLine:
         monkeypatch.setenv("XRAY_HOME", str(folder.parent.parent))
         self.call(monkeypatch, images, "--output", tmp_path / "out.csv", *model)
         table = pd.read_csv(tmp_path / "out.csv")
-        assert list(table) == ["path", "predicted", "probability", "calibrated"]
+        assert list(table) == ["path", "predicted", "probability", "calibrated", "finding", "note"]
         assert [path.rpartition("/")[2] for path in table["path"]] == ["one.png", "two.JPG"]
         assert "out.csv: 2 images, predicted NORMAL" in (out := capsys.readouterr().out)
         assert f"model {folder.name}. Not a medical device." in out
@@ -156,21 +265,66 @@ class TestCommandLine:
     def test_one_image_and_a_model_file_that_somebody_sent(self, folder, images, tmp_path, monkeypatch):
         sent = shutil.copy(folder / BEST, tmp_path / "sent.safetensors")
         self.call(monkeypatch, images / "one.png", "--model", sent, "--output", tmp_path / "out.csv")
-        found = pd.read_csv(tmp_path / "out.csv")
+        found = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
         expected = predict_images([images / "one.png"], load_model(folder)).drop(columns="error")
         pd.testing.assert_frame_equal(found, expected)
 
     def test_an_unreadable_file_shows_in_the_exit_status(self, folder, images, tmp_path, monkeypatch, capsys):
         (images / "bad.png").write_bytes(b"x")
-        with pytest.raises(SystemExit, match="1 of 3 files could not be read"):
+        with pytest.raises(SystemExit, match="1 of 3 images could not be read"):
             self.call(monkeypatch, images, "--model", folder, "--output", tmp_path / "out.csv")
         assert len(pd.read_csv(tmp_path / "out.csv")) == 2
-        assert "unreadable: " in (err := capsys.readouterr().err)
+        assert "not predicted: " in (err := capsys.readouterr().err)
         assert "bad.png" in err
+
+    def test_each_file_without_an_answer_is_named(self, folder, tmp_path, monkeypatch, capsys, gray):
+        """A ward's folder: JPEG, DICOM, HEIC, a film without suffix, a text, system files."""
+        images = tmp_path / "ward"
+        images.mkdir()
+        for name in ("a.jpeg", "b.jpeg", "no_suffix"):
+            Image.fromarray(gray).save(images / name, "JPEG")
+        (images / "c.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+        (images / "d.dcm").write_bytes(bytes(128) + b"DICM" + bytes(9))
+        (images / "notes.txt").write_text("P1")
+        (images / "empty.csv").touch()
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+            (images / name).write_bytes(b"x")
+        monkeypatch.setitem(sys.modules, "pydicom", None)
+        with pytest.raises(SystemExit, match="2 of 5 images could not be read"):
+            self.call(monkeypatch, images, "--model", folder, "--output", tmp_path / "out.csv")
+        names = pd.read_csv(tmp_path / "out.csv")["path"].str.rpartition("/")[2].tolist()
+        assert names == ["a.jpeg", "b.jpeg", "no_suffix"]
+        out, err = capsys.readouterr()
+        assert "3 images" in out
+        assert "3 hidden or system files left out" in out
+        assert "c.heic: damaged, or of a kind of image that cannot be read here: save it as PNG" in err
+        assert "d.dcm: DICOM: install pydicom with pip install -e '.[dicom]', or save it as PNG" in err
+        assert "notes.txt: not an image" in err
+        assert "empty.csv: empty file" in err
+        assert "DS_Store" not in err
+
+    def test_files_that_are_no_images_do_not_change_the_status(self, folder, images, tmp_path, monkeypatch, capsys):
+        self.call(monkeypatch, images, "--model", folder, "--output", tmp_path / "out.csv")
+        err = capsys.readouterr().err
+        assert "notes.txt: not an image" in err
+        assert "letter.pdf: not an image" in err
+
+    def test_several_paths_work_each_for_itself_or_in_one_text(self, folder, images, tmp_path, monkeypatch):
+        plain = shutil.copytree(images, tmp_path / "plain")
+        calls = {(images, plain / "one.png"): 3, (f"{plain / 'one.png'} {plain / 'sub'}",): 2, (images,): 2}
+        for arguments, count in calls.items():
+            self.call(monkeypatch, *arguments, "--model", folder, "--output", tmp_path / "out.csv")
+            assert len(pd.read_csv(tmp_path / "out.csv")) == count
+
+    def test_notes_are_printed(self, folder, tmp_path, monkeypatch, capsys, gray):
+        Image.fromarray(gray).convert("RGBA").save(tmp_path / "alpha.png")
+        self.call(monkeypatch, tmp_path / "alpha.png", "--model", folder, "--output", tmp_path / "out.csv")
+        assert f"note: {tmp_path / 'alpha.png'}: alpha laid on black" in capsys.readouterr().err
+        assert pd.read_csv(tmp_path / "out.csv")["note"][0].startswith("alpha laid on black")
 
     def test_no_model_and_no_image_are_one_line(self, tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match="error: models/latest.txt is missing: train first"):
             self.call(monkeypatch, tmp_path)
         for place in (tmp_path, tmp_path / "gone"):
-            with pytest.raises(FileNotFoundError, match="is neither an image nor a folder with images"):
+            with pytest.raises(FileNotFoundError, match="is neither an image nor a folder or zip with images"):
                 find_images(place)

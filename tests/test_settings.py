@@ -33,6 +33,7 @@ def test_settings_are_frozen():
         ("fractions", (0.5, 0.5), "70/15/15"),
         ("fractions", (1.0, 0.0, 0.0), "70/15/15"),
         ("split_seed", -1, "0 or more"),
+        ("patients", r"\d+", "exactly one group"),
         ("task", "flu", "pneumonia, cause, folders"),
         ("arch", "vgg16", "resnet18"),
         ("weights", "missing.pth", "imagenet, none, or a file or a run's folder that exists"),
@@ -56,8 +57,31 @@ def test_a_wrong_value_is_refused_with_the_right_ones(field, wrong, right):
     assert f"XRAY_{field.upper()}" in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", ["(", "(a)(b)", "missing.csv", "missing.CSV"])
+def test_patients_are_a_pattern_with_one_group_or_a_file_that_exists(wrong):
+    with pytest.raises(ValueError, match=r"patients=.* exactly one group, as \^\(\\d\+\)_, or a file .csv that exists"):
+        Settings(patients=wrong)
+
+
+def test_a_table_of_patients_counts_by_its_content_and_is_found_again_beside_the_split(tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,patient\na.png,1\n")
+    settings = Settings(patients=str(table))
+    assert settings.without_paths()["patients"] == "labels.csv"
+    name = settings.run_name
+    assert name != Settings().run_name
+    moved = settings.processed_folder / "labels.csv"
+    moved.parent.mkdir(parents=True)
+    table.rename(moved)
+    again = Settings(patients="labels.csv")
+    assert again.patients_table == moved
+    assert again.run_name == name
+    moved.write_text("path,patient\na.png,2\n")
+    assert again.run_name != name
+
+
 def test_every_field_is_checked_above():
-    assert {field.name for field in fields(Settings)} == {
+    assert {field.name for field in fields(Settings)} - {"finding"} == {  # which classes there are, the data decides
         mark.args[1][index][0]
         for mark in test_a_wrong_value_is_refused_with_the_right_ones.pytestmark
         for index in range(len(mark.args[1]))
@@ -203,6 +227,7 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
     file.write_bytes(b"one")
     others = {
         "data": "kaggle", "split": "blocked", "fractions": (0.6, 0.2, 0.2), "split_seed": 1, "task": "cause",
+        "finding": "NORMAL", "patients": r"^(\d+)_",
         "arch": "resnet34", "weights": str(file), "image_size": 64, "resize": "pad", "augment": "none",
         "batch_size": 8, "epochs": 9, "learning_rate": 0.1, "seed": 1, "precision": "bf16",
     }  # fmt: skip

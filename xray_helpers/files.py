@@ -11,7 +11,6 @@ from pathlib import Path
 
 FOLDERS = ("train", "val", "test")  # of Kaggle's archive
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the error numbers of a full disk and of a used-up quota
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
 
 
 class XrayError(Exception):
@@ -56,14 +55,16 @@ def print_once(text: str) -> None:
 
 
 def project_root() -> Path:
-    """The folder that holds `pyproject.toml`, found by walking up from this package.
+    """The folder that holds `pyproject.toml`, found by walking up from this package; else what `XRAY_HOME` names.
 
     Raises:
-        FileNotFoundError: the package was not installed from a checkout; `XRAY_HOME` can name a folder instead.
+        FileNotFoundError: the package was not installed from a checkout, and `XRAY_HOME` is not set.
     """
     for folder in Path(__file__).resolve().parents:
         if (folder / "pyproject.toml").is_file():
             return folder
+    if home := os.environ.get("XRAY_HOME"):
+        return Path(home).expanduser().resolve()
     advice = "install it with `pip install -e .` there, or set XRAY_HOME to the folder for data/ and models/"
     raise FileNotFoundError(f"xray_helpers is not in a checkout of the project: {advice}")
 
@@ -109,6 +110,24 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all, as `atomic_file`; the ends of its lines stay as they are."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def list_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Everything below a folder that is not a folder, in order; links are followed.
+
+    Args:
+        folder: where to begin; one that is missing holds nothing.
+        above: the folders that lead here; a link back to one of them is not followed.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    above = (*above, folder.resolve())
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.is_dir():
+            yield path
+        elif path.resolve() not in above:
+            yield from list_files(path, above)
 
 
 def make_folder(folder: Path) -> Path:

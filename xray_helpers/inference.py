@@ -122,22 +122,32 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def probability_table(logits: Tensor, classes: Sequence[str], calibration: Mapping[str, float]) -> pd.DataFrame:
-    """Probabilities by name: for two classes probability (of the second) and calibrated, else p_<class>….
+    """Probabilities by name: for two classes probability (of the finding), calibrated and finding, else p_<class>….
 
     Args:
         logits: (N, 1) or (N, C).
-        classes: names in the order of their numbers.
+        classes: names in the order of their numbers; of two, the second is the finding.
         calibration: slope and intercept of the calibrated log-odds (two classes).
     """
     values = probabilities(logits.double()).numpy()
     if logits.shape[1] > 1:
         return pd.DataFrame(values, columns=[f"p_{name}" for name in classes])
     calibrated = probabilities(calibration["slope"] * logits.double() + calibration["intercept"])
-    return pd.DataFrame({"probability": values, "calibrated": calibrated.numpy()})
+    return pd.DataFrame({"probability": values, "calibrated": calibrated.numpy(), "finding": finding_of(classes)})
+
+
+def finding_of(classes: Sequence[str]) -> str:
+    """The class that counts as ill: the second of two; `""` for more, where each is judged against the rest."""
+    return classes[1] if len(classes) == 2 else ""
+
+
+def judged_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes whose figures are reported: the finding alone, or each of more than two, against the rest."""
+    return tuple(classes[1:] if len(classes) == 2 else classes)
 
 
 def prediction_table(dataset: Any, logits: Tensor, calibration: Mapping[str, float]) -> pd.DataFrame:
-    """The table of `predictions-<split>.csv`: path, truth (class number), `probability_table`, and patient.
+    """The table of `predictions-<split>.csv`: path, truth (class number), probabilities, patient, finding.
 
     Args:
         dataset: an `XrayDataset`.
@@ -146,4 +156,5 @@ def prediction_table(dataset: Any, logits: Tensor, calibration: Mapping[str, flo
     """
     table = pd.DataFrame({"path": dataset.paths, "truth": dataset.labels.numpy()})
     answers = probability_table(logits, dataset.classes, calibration)
-    return table.join(answers).assign(patient=dataset.patients)
+    table = table.join(answers).assign(patient=dataset.patients)
+    return table[sorted(table, key="finding".__eq__)]  # the new column after those that were there before

@@ -1,91 +1,160 @@
 """Probabilities for new images, preprocessed exactly as those that the model was trained on."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
+from zipfile import BadZipFile, ZipFile
+from zipfile import Path as ZipMember
 
 import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 
-from xray_helpers.files import exit_on_error, project_root, write_text
+from xray_helpers.data.download import check_archive
+from xray_helpers.data.layout import SYSTEM_FILES
+from xray_helpers.data.reader import EMPTY, NOT_AN_IMAGE, Source, UnreadableError, named_as_image
+from xray_helpers.data.transforms import gray_statistics
+from xray_helpers.files import CorruptArchiveError, exit_on_error, list_files, project_root, write_text
 from xray_helpers.inference import probability_table, run_network
 from xray_helpers.settings import Settings, choose_device
 from xray_helpers.training.checkpoint import ModelInfo, latest_run, load_model
 
 BATCH = 64
+TOLERANCE = 20  # gray levels that an image's mean or standard deviation may lie outside of the training images' range
+INVERTED = -0.3  # correlation of thumbnails, below which an image looks like a negative: real ones have 0.26 to 0.98
+NOTES = 20  # that are printed; the CSV holds all
 
 
-def find_images(source: Path) -> list[Path]:
-    """A file, or all files under a folder of the kinds that Pillow reads, sorted; hidden ones are left out.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder, or the folder holds no image.
-    """
-    if source.is_file():
-        return [source]
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in known)
-    found = [path for path in files if not any(part.startswith(".") for part in path.relative_to(source).parts)]
-    if not found:
-        raise FileNotFoundError(f"{source} is neither an image nor a folder with images")
-    return found
-
-
-def predict_images(paths: Iterable[str | Path], model: Any, point: str = "0.5") -> pd.DataFrame:
-    """Predict new images of any size, mode or format that Pillow reads.
+def find_images(*sources: Path) -> tuple[list[Source], int]:
+    """All files that may be images: whether one is, shows when it is read.
 
     Args:
-        paths: of the files.
+        sources: files, folders, zips, and folders in a zip (`films.zip/ward`).
+
+    Returns:
+        The files, those of a folder sorted; and how many hidden and system files were left out.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or it holds none that is not hidden.
+        DownloadError: a zip is damaged, encrypted or unsafe.
+    """
+    found, hidden = list[Source](), 0
+    for source in sources:
+        archive = next((path for path in (source, *source.parents) if path.suffix.lower() == ".zip"), source)
+        if archive.is_file() and archive.suffix.lower() == ".zip":
+            inside = source.relative_to(archive).as_posix()
+            files: list[tuple[str, Source]] = [
+                (member.at.removeprefix(f"{inside}/"), member)
+                for member in _members(archive)
+                if inside in (".", member.at) or member.at.startswith(f"{inside}/")
+            ]
+        elif source.is_dir():
+            files = [(path.relative_to(source).as_posix(), path) for path in list_files(source)]
+        else:
+            files = [(source.name.lstrip("."), source)] if source.is_file() else []
+        shown = [path for name, path in files if not _is_hidden(name)]
+        if not shown:
+            raise FileNotFoundError(f"{source} is neither an image nor a folder or zip with images")
+        found, hidden = found + shown, hidden + len(files) - len(shown)
+    return found, hidden
+
+
+def _is_hidden(name: str) -> bool:
+    parts = name.replace("\\", "/").lower().split("/")
+    return any(part.startswith(".") or part in SYSTEM_FILES for part in parts)
+
+
+def _members(file: Path) -> list[ZipMember]:
+    """The files in a zip, after the checks that an archive of training data undergoes."""
+    try:
+        archive = ZipFile(file)
+    except BadZipFile as error:
+        raise CorruptArchiveError(f"{file.name} is not a zip archive, or it is damaged ({error}).") from None
+    check_archive(archive, file.name)
+    return [ZipMember(archive, name) for name in archive.namelist() if not name.endswith("/")]
+
+
+def predict_images(paths: Iterable[str | Source], model: Any, point: str = "0.5") -> pd.DataFrame:
+    """Predict new images of any size, and of the modes and formats that training reads.
+
+    Args:
+        paths: of the files, or from `find_images`.
         model: from `load_model`, on any device.
         point: for two classes, which of the model's operating points decides.
 
     Returns:
-        One row per file: path, predicted (name of the class), probability (of the second class) and calibrated, or for
-        more classes p_<class>…; error: why the file cannot be read, `""` where it can.
+        One row per file: path, predicted (name of the class), probability (of the finding), calibrated and finding,
+        or for more classes p_<class>…; error: why the file cannot be read, `""` where it can; note: what reading had
+        to do, and whether the grays are unlike those of the training images. A path that is not UTF-8 is shown with
+        the escapes of its odd bytes.
 
     Raises:
         ValueError: the model has no such operating point.
     """
     info: ModelInfo = model.info
-    files, preprocess = [Path(path) for path in paths], info.preprocess
+    files, preprocess = [Path(path) if isinstance(path, str) else path for path in paths], info.preprocess
     if point not in info.operating_points:
         raise ValueError(f"point={point!r}: this model has {', '.join(info.operating_points)}")
     if preprocess is None:
         raise ValueError(f"this {info.arch} was trained on inputs of the caller's own: how to read a file is not known")
 
-    def read(file: Path) -> Tensor | str:
+    def read(file: Source) -> tuple[Tensor | None, str]:
+        """The image and a note, or none and the reason."""
         try:
-            return preprocess.read(file)
-        except Exception as error:  # noqa: BLE001 - on damaged bytes decoders raise anything; the row says what
-            return str(error) or type(error).__name__
+            image, note = preprocess.read_noted(file)
+            return image, "; ".join(filter(None, [note, _unlike(image, info.gray)]))
+        except UnreadableError as error:
+            return None, str(error)
 
-    errors, logits = [], torch.full((len(files), info.num_outputs), torch.nan)
-    with ThreadPoolExecutor() as pool:
+    found, logits = list[tuple[bool, str]](), torch.full((len(files), info.num_outputs), torch.nan)
+    # A file that Pillow warns of as too large has an error.
+    with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), ThreadPoolExecutor() as pool:
         for start in range(0, len(files), BATCH):
-            found = list(pool.map(read, files[start : start + BATCH]))
-            errors += [item if isinstance(item, str) else "" for item in found]
-            images = {start + row: item for row, item in enumerate(found) if not isinstance(item, str)}
+            batch = list(pool.map(read, files[start : start + BATCH]))
+            found += [(image is not None, text) for image, text in batch]
+            images = {start + row: image for row, (image, _) in enumerate(batch) if image is not None}
             if images:
                 logits[list(images)] = run_network(model, [(torch.stack(list(images.values())), None)], preprocess)
     table = probability_table(logits, info.classes, info.calibration)
-    values = table.to_numpy()  # two classes: probability and calibrated; else a column per class
+    # Two classes: probability and calibrated; else a column per class.
+    values = table.select_dtypes("number").to_numpy()
     number = values.argmax(axis=1) if info.num_outputs > 1 else values[:, 0] >= info.operating_points[point]
-    names = ["" if error else info.classes[int(index)] for index, error in zip(number, errors, strict=True)]
-    return pd.DataFrame({"path": [str(file) for file in files], "predicted": names}).join(table).assign(error=errors)
+    names = [info.classes[int(index)] if read else "" for index, (read, _) in zip(number, found, strict=True)]
+    shown = [os.fsencode(str(file)).decode("utf-8", "backslashreplace") for file in files]
+    rows = pd.DataFrame({"path": shown, "predicted": names}).join(table)
+    errors, notes = (["" if read == good else text for read, text in found] for good in (True, False))
+    return rows.assign(error=errors, note=notes)
+
+
+def _unlike(image: Tensor, usual: dict[str, list[float]] | None) -> str:
+    """How the grays of an image, uint8 (1, S, S), are unlike those of the training images (`ModelInfo.gray`)."""
+    if usual is None:
+        return ""
+    mean, std, thumbnail = (value[0] for value in gray_statistics(image.unsqueeze(0)))
+    notes = []
+    for name, value in (("mean", float(mean)), ("standard deviation", float(std))):
+        low, high = usual[name]
+        if not low - TOLERANCE <= value <= high + TOLERANCE:
+            notes.append(f"{name} of its grays {value:.0f}, far from the training images' {low:.0f} to {high:.0f}")
+    pair = torch.stack([thumbnail, torch.tensor(usual["thumbnail"])])
+    if torch.corrcoef(pair)[0, 1] < INVERTED:
+        notes.append("its grays look inverted")
+    return "; ".join(notes)
 
 
 def main() -> None:
-    """Command line: `python -m xray_helpers.predict IMAGES [--model FOLDER] [--output FILE]`.
+    """Command line: `python -m xray_helpers.predict IMAGES… [--model FOLDER] [--output FILE]`.
 
-    The status is 1 where a file could not be read.
+    Each file without an answer is named. The status is 1 where one of them is an image, by its name or its content.
     """
     parser = argparse.ArgumentParser(description="Predict new images. Not a medical device.", allow_abbrev=False)
-    parser.add_argument("images", type=Path, help="an image, or a folder of images")
+    parser.add_argument("images", nargs="+", help="images, folders or zips, also in one text with spaces between")
     parser.add_argument("--model", type=Path, default="latest", help="a run's folder or model file (default: newest)")
     parser.add_argument("--output", type=Path, default=project_root() / "reports" / "predictions.csv", help="CSV file")
     given = parser.parse_args()
@@ -93,15 +162,27 @@ def main() -> None:
         models = Settings.from_env().home / "models"
         source = latest_run(models) if given.model.name == "latest" and not given.model.exists() else given.model
         model: Any = load_model(source, choose_device().value)
-        table = predict_images(find_images(given.images), model)
+        texts = [[text] if Path(text).exists() else text.split() for text in given.images]  # make gives one text
+        files, hidden = find_images(*(Path(text) for part in texts for text in part))
+        table = predict_images(files, model)
         good, broken = table[table["error"] == ""], table[table["error"] != ""]
         write_text(given.output, good.drop(columns="error").to_csv(index=False))
     counts = ", ".join(f"{name} {(good['predicted'] == name).sum():,}" for name in model.info.classes)
-    print(f"{given.output.name}: {len(good):,} images, predicted {counts}; model {source.name}. Not a medical device.")
+    others = f"; {hidden:,} hidden or system files left out" if hidden else ""
+    print(
+        f"{given.output.name}: {len(good):,} images, predicted {counts}{others}; model {source.name}. "
+        "Not a medical device."
+    )
+    noted = good[good["note"] != ""]
+    for row in noted.head(NOTES).itertuples():
+        print(f"note: {row.path}: {row.note}", file=sys.stderr)
+    if len(noted) > NOTES:
+        print(f"note: {len(noted) - NOTES:,} more in the column note of {given.output.name}", file=sys.stderr)
     for row in broken.itertuples():
-        print(f"unreadable: {row.path}: {row.error}", file=sys.stderr)
-    if len(broken):
-        sys.exit(f"{len(broken):,} of {len(table):,} files could not be read")
+        print(f"not predicted: {row.path}: {row.error}", file=sys.stderr)
+    lost = [row for row in broken.itertuples() if row.error not in (NOT_AN_IMAGE, EMPTY) or named_as_image(row.path)]
+    if lost:
+        sys.exit(f"{len(lost):,} of {len(good) + len(lost):,} images could not be read")
 
 
 if __name__ == "__main__":

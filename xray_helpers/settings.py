@@ -42,7 +42,9 @@ class Settings:
     split: str = _setting("pooled", "how patients are shared out", ("pooled", "official", "blocked"))
     fractions: tuple[float, ...] = _setting((), "shares of train/val/test, as 70/15/15 (official: train/val, as 90/10)")
     split_seed: int = _setting(0, "seed of the split", minimum=0)
+    patients: str = _setting("", "how patients are known: a pattern for file names, or a CSV of path,patient")
     task: str = _setting("pneumonia", "what is predicted", ("pneumonia", "cause", "folders"))
+    finding: str = _setting("", "the class that counts as ill (by default PNEUMONIA, or the one not called normal)")
     arch: str = _setting("resnet18", "torchvision ResNet", ARCHS)
     weights: str = _setting("imagenet", "imagenet, none, a state-dict file, or the folder of an earlier run")
     image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
@@ -71,6 +73,10 @@ class Settings:
             raise _refuse("weights", self.weights, "expected imagenet, none, or a file or a run's folder that exists")
         if self.data not in SOURCES and not (self.source().exists() or self.raw_folder.exists()):
             raise _refuse("data", self.data, "expected sample, kaggle, or a folder or zip that exists")
+        known = self.patients_table.is_file() if self.patients_table else _groups(self.patients) == 1
+        if self.patients and not known:
+            expected = r"expected a pattern with exactly one group, as ^(\d+)_, or a file .csv that exists"
+            raise _refuse("patients", self.patients, expected)
 
     @classmethod
     def from_env(cls, **defaults: Any) -> Self:
@@ -147,6 +153,9 @@ class Settings:
         if self.weights not in ("imagenet", "none"):
             content = file / "best.safetensors" if file.is_dir() else file
             result["weights"] = hashlib.sha256(content.read_bytes()).hexdigest()
+        if self.patients_table:
+            result["patients"] = hashlib.sha256(self.patients_table.read_bytes()).hexdigest()
+        result = {name: value for name, value in result.items() if value != ""}  # as before there was such a setting
         digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
         origin = f"from-{file.resolve().name[-8:]}" if file.is_dir() else file.stem
         return f"{self.data_name}-{self.split}-{self.task}-{self.arch}-{origin}-{digest}"
@@ -164,13 +173,22 @@ class Settings:
         """`imagenet`, `none`, or the path of the file or folder that `weights` names, found in the same way."""
         return self.weights if self.weights in ("imagenet", "none") else str(self._find(self.weights))
 
+    @property
+    def patients_table(self) -> Path | None:
+        """The CSV file that `patients` names, or where it is gone its copy beside the split; None of a pattern."""
+        if not self.patients.lower().endswith(".csv"):
+            return None
+        given = self._find(self.patients)
+        return given if given.is_file() else self.processed_folder / given.name
+
     def _find(self, name: str) -> Path:
         path = Path(name).expanduser()
         return path if path.exists() else self.home / path
 
     def without_paths(self) -> dict[str, Any]:
-        """All values by name, with data and weights by their names alone: notebooks and runs are shared."""
-        return asdict(self) | {"data": self.data_name, "weights": Path(self.weights).name}
+        """All values by name, with files by their names alone: notebooks and runs are shared."""
+        patients = Path(self.patients).name if self.patients_table else self.patients
+        return asdict(self) | {"data": self.data_name, "weights": Path(self.weights).name, "patients": patients}
 
     def __str__(self) -> str:
         shown = self.without_paths() | {"fractions": "/".join(f"{100 * part:g}" for part in self.fractions)}
@@ -179,6 +197,14 @@ class Settings:
 
 def _refuse(name: str, value: object, expected: str) -> ValueError:
     return ValueError(f"{name}={value!r}: {expected} (set by XRAY_{name.upper()}, --{name.replace('_', '-')} or make)")
+
+
+def _groups(pattern: str) -> int:
+    """How many groups a regular expression has; 0 for none."""
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return 0
 
 
 def given_to_make() -> dict[str, str]:

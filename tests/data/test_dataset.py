@@ -1,4 +1,5 @@
 import pickle
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xray_helpers.data import dataset as module
-from xray_helpers.data.catalog import fingerprint, read_image
+from xray_helpers.data.catalog import fingerprint
 from xray_helpers.data.dataset import (
     EpochSampler,
     XrayDataset,
@@ -20,6 +21,7 @@ from xray_helpers.data.dataset import (
     prepare_data,
     worker_errors,
 )
+from xray_helpers.data.reader import read_image
 from xray_helpers.data.splits import SPLITS, check_manifest, resplit
 from xray_helpers.data.transforms import Preprocess
 from xray_helpers.files import XrayError
@@ -138,6 +140,65 @@ class TestClassNames:
             class_names(manifest.replace({"label": {"NORMAL": "COVID"}}), "pneumonia")
         with pytest.raises(ValueError, match="needs two classes or more, and this data has only PNEUMONIA"):
             class_names(manifest[manifest["label"] == "PNEUMONIA"], "pneumonia")
+
+
+def of_labels(*labels):
+    """A manifest of one image of each label."""
+    return pd.DataFrame({"label": labels, "path": [f"train/{label}/1.png" for label in labels]})
+
+
+class TestFinding:
+    """Field case 8: which of two classes counts as ill."""
+
+    @pytest.mark.parametrize(
+        ("well", "ill"),
+        [
+            ("NORMAL", "COVID"),
+            ("Normal", "Abnormal"),
+            ("Healthy", "TB"),
+            ("normal_cxr", "effusion"),
+            ("No Finding", "Atelectasis"),
+            ("no_finding", "Cardiomegaly"),
+            ("none", "fracture"),
+            ("Controls", "cases"),
+            ("covid-negative", "covid-positive"),
+            ("NonCOVID", "COVID"),
+            ("without tuberculosis", "tuberculosis"),
+            ("no", "yes"),
+            ("healthy", "Unhealthy"),
+            ("BACTERIA", "Pneumonia"),
+        ],
+    )
+    def test_it_is_the_class_beside_a_healthy_one_whatever_the_alphabet_says(self, well, ill):
+        assert class_names(of_labels(ill, well), "folders") == (well, ill)
+        assert class_names(of_labels(ill, well), "folders", finding=well) == (ill, well)
+
+    @pytest.mark.parametrize("labels", [("0", "1"), ("cat", "dog"), ("normal", "healthy"), ("non_viral", "bacterial")])
+    def test_where_names_do_not_say_it_it_must_be_given(self, labels):
+        with pytest.raises(ValueError, match=f"classes {' and '.join(sorted(labels))} counts as ill.*FINDING="):
+            class_names(of_labels(*labels), "folders")
+        assert class_names(of_labels(*labels), "folders", finding=labels[0]) == labels[::-1]
+
+    def test_it_must_be_a_class_of_the_data(self, manifest):
+        for task in ("pneumonia", "cause", "folders"):
+            with pytest.raises(ValueError, match="finding='COVID': the classes of this data are"):
+                class_names(manifest, task, "COVID")
+
+    def test_of_three_classes_none_is_chosen_and_a_given_one_comes_last(self):
+        labels = of_labels("PNEUMONIA", "COVID", "NORMAL")
+        assert class_names(labels, "folders") == ("COVID", "NORMAL", "PNEUMONIA")
+        assert class_names(labels, "folders", "COVID") == ("NORMAL", "PNEUMONIA", "COVID")
+
+    def test_it_has_to_be_named_before_images_are_decoded(self, tiny, home, monkeypatch, capsys):
+        monkeypatch.setattr(module, "build_cache", None)
+        for old, new in (("NORMAL", "a"), ("PNEUMONIA", "b")):
+            for folder in ("train", "test"):
+                shutil.copytree(tiny / "chest_xray" / folder / old, home / "letters" / folder / new)
+        with pytest.raises(ValueError, match="which of the classes a and b counts as ill"):
+            prepare_data(Settings(data=str(home / "letters"), task="folders"))
+        monkeypatch.setattr(module, "build_cache", lambda *_: None)
+        prepare_data(Settings(data=str(home / "letters"), task="folders", finding="a"))
+        assert "the finding is a, told from b\n" in capsys.readouterr().out
 
 
 class TestEpochSampler:
@@ -271,9 +332,30 @@ class TestMakeLoaders:
         exact = make_loaders(data, batch_size=len(loaders.train.dataset))
         assert [len(labels) for _, labels in exact.train] == [len(loaders.train.dataset)]
 
+    def test_a_test_split_that_cannot_judge_is_said_at_the_start(self, data, manifest, capsys):
+        """Field case 7."""
+        one_class = manifest[(manifest["split"] != "test") | (manifest["label"] == "PNEUMONIA")]
+        make_loaders(replace(data, manifest=one_class))
+        said = capsys.readouterr().out
+        assert said.startswith("note: test has no image of NORMAL (patients with NORMAL in this data: ")
+        assert "it cannot judge the model" in said
+        with pytest.raises(ValueError, match="test has no image of NORMAL"):
+            make_loaders(replace(data, manifest=one_class), test=True)
+
+    def test_one_image_a_class_says_how_many_are_needed(self, data, manifest):
+        """Field case 7."""
+        few = manifest.groupby("label").head(1).assign(split="train")
+        with pytest.raises(
+            ValueError, match=r"val has no image of NORMAL \(patients with NORMAL in this data: 1, and each"
+        ):
+            make_loaders(replace(data, manifest=few))
+
     def test_a_split_without_a_class_is_refused_before_anything_is_trained(self, data, manifest):
         one_class = manifest[(manifest["split"] != "val") | (manifest["label"] == "PNEUMONIA")]
-        with pytest.raises(ValueError, match="val has no image of NORMAL: use another SPLIT or FRACTIONS"):
+        with pytest.raises(
+            ValueError,
+            match="val has no image of NORMAL .*: 15, and each split needs one.*use another SPLIT or FRACTIONS",
+        ):
             make_loaders(data, manifest=one_class)
 
     def test_memory_is_pinned_on_cuda_only(self, data, monkeypatch):

@@ -9,11 +9,12 @@ import time
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from xray_helpers.data import download, synthetic
-from xray_helpers.data.catalog import build_catalog
-from xray_helpers.data.download import choose_images, extract, fetch
+from xray_helpers.data.catalog import audit, build_catalog
+from xray_helpers.data.download import extract, fetch
 from xray_helpers.data.splits import resplit
 from xray_helpers.files import CorruptArchiveError, DownloadError
 from xray_helpers.settings import Settings
@@ -91,13 +92,18 @@ class TestFetch:
         assert sorted(path.name for path in root.parent.iterdir()) == [
             "chest_xray",
             "complete.json",
+            "left-out.csv",
             "masks",
             "truth.csv",
         ]
         said = capsys.readouterr().out
         number = len(snapshot(root))
         assert f"data/raw/sample: {number} images (train " in said
-        assert f"{number + 1} other files left out" in said  # the second copy and .DS_Store
+        assert f"{number + 1} other files left out: {number} in a second copy, 1 hidden or system file" in said
+        counts = pd.read_csv(root.parent / "left-out.csv", keep_default_na=False)
+        assert list(counts) == ["reason", "class", "files"]
+        assert set(counts["class"]) == {"NORMAL", "PNEUMONIA", ""}
+        assert counts["files"].sum() == number + 1
         assert raw(home) == ["sample"]
         assert small_sample == [download.SAMPLE_STRENGTH]
 
@@ -161,7 +167,9 @@ class TestFetch:
             zipped(folder, source)
         else:
             (folder / "chest_xray" / "train" / "NORMAL" / "new.jpeg").write_bytes(b"new")
-        with pytest.raises(DownloadError, match=f"was made from other files than {source.name} now holds. Rename the"):
+        with pytest.raises(
+            DownloadError, match=f"was made from other files or labels than {source.name} now has. Rename the"
+        ):
             fetch(Settings(data=str(source)))
         assert snapshot(root) == before
 
@@ -183,7 +191,7 @@ class TestFetch:
             fetch(Settings(data="kaggle"))
         assert mine.read_bytes() == b"mine"
 
-    @pytest.mark.parametrize("names", [[], ["train/NORMAL/a.jpeg"], ["NORMAL/a.jpeg", "PNEUMONIA/b.jpeg"]])
+    @pytest.mark.parametrize("names", [[], ["train/NORMAL/a.jpeg"], ["a.jpeg", "b.jpeg"]])
     def test_a_folder_of_another_structure_is_refused_and_nothing_is_left_behind(self, tmp_path, home, names):
         source = tmp_path / "source"
         source.mkdir()
@@ -306,43 +314,6 @@ class TestFetch:
         assert capsys.readouterr().err == ""
 
 
-class TestChoosingImages:
-    def test_images_are_taken_once_and_nothing_else(self):
-        names = [
-            *GOOD,
-            "chest_xray/test/NORMAL/c.JPG",
-            "chest_xray/chest_xray/train/NORMAL/a.jpeg",
-            "chest_xray/__MACOSX/train/NORMAL/._a.jpeg",
-            "chest_xray/train/NORMAL/.DS_Store",
-            "chest_xray/train/NORMAL/.hidden.jpeg",
-            "chest_xray/train/NORMAL/notes.txt",
-            "chest_xray/train/NORMAL/a_folder.jpeg/",
-            "chest_xray/train/a.jpeg",
-        ]
-        assert choose_images(names, "x") == {
-            GOOD[0]: "train/NORMAL/a.jpeg",
-            GOOD[1]: "train/PNEUMONIA/b.jpeg",
-            "chest_xray/test/NORMAL/c.JPG": "test/NORMAL/c.JPG",
-        }
-
-    @pytest.mark.parametrize("prefix", ["", "chest_xray/", "Downloads/archive/"])
-    def test_the_folders_are_found_at_any_depth(self, prefix):
-        chosen = choose_images([f"{prefix}train/cat/1.png", f"{prefix}val/dog/2.tif", f"{prefix}train/cow/3.bmp"], "x")
-        assert sorted(chosen.values()) == ["train/cat/1.png", "train/cow/3.bmp", "val/dog/2.tif"]
-
-    @pytest.mark.parametrize(
-        ("names", "message"),
-        [
-            ([], "holds no images in folders such as train/NORMAL"),
-            (["a.jpeg", "NORMAL/b.jpeg"], "holds no images in folders such as train/NORMAL"),
-            (["train/NORMAL/a.jpeg", "val/NORMAL/b.jpeg"], r"holds only one class \(NORMAL\)"),
-        ],
-    )
-    def test_another_structure_is_refused_with_the_expected_one(self, names, message):
-        with pytest.raises(DownloadError, match=message):
-            choose_images(names, "that folder")
-
-
 class TestExtracting:
     @pytest.mark.fault("unsafe archive")
     @pytest.mark.parametrize(
@@ -416,8 +387,117 @@ class TestExtracting:
     def test_a_folder_and_a_zip_of_it_give_the_same_files(self, tmp_path, few):
         zipped(few, tmp_path / "few.zip")
         left_out = extract(tmp_path / "few.zip", tmp_path / "from_zip"), extract(few, tmp_path / "from_folder")
-        assert left_out == (13, 13)
+        assert left_out[0].equals(left_out[1])
+        assert left_out[0].groupby("reason")["files"].sum().to_dict() == {
+            "hidden or system file": 1,
+            "in a second copy": 12,
+        }
         assert snapshot(tmp_path / "from_zip") == snapshot(tmp_path / "from_folder")
         images = sorted(path.relative_to(few / "chest_xray") for path in (few / "chest_xray").glob("[tv]*/*/*.jpeg"))
         assert sorted(snapshot(tmp_path / "from_zip")) == [path.as_posix() for path in images]
         assert len(images) == 12
+
+    @pytest.mark.fault("archive of another kind")
+    def test_backslashes_in_a_zip_separate_folders(self, tmp_path):
+        """Field case 6: a zip made on Windows."""
+        path = make_zip(tmp_path / "windows.zip", ["x\\", *(name.replace("/", "\\") for name in GOOD)])
+        extract(path, tmp_path / "images")
+        assert sorted(snapshot(tmp_path / "images")) == ["train/NORMAL/a.jpeg", "train/PNEUMONIA/b.jpeg"]
+        path = make_zip(tmp_path / "twice.zip", [*GOOD, GOOD[0].replace("/", "\\")])
+        with pytest.raises(DownloadError, match="contains the same name twice"):
+            extract(path, tmp_path / "more")
+
+    @pytest.mark.fault("archive of another kind")
+    @pytest.mark.parametrize("method", [9, 93, 97])  # Deflate64, Zstandard, WavPack
+    def test_unsupported_compression_is_called_so(self, tmp_path, method):
+        """Field case 12."""
+        path = make_zip(tmp_path / "packed.zip", GOOD)
+        data = bytearray(path.read_bytes())
+        for magic, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+            start = 0
+            while (start := data.find(magic, start)) >= 0:
+                data[start + offset] = method
+                start += 1
+        path.write_bytes(data)
+        with pytest.raises(
+            DownloadError, match=r"packed.zip is packed in a way that is not supported .* 7-Zip"
+        ) as error:
+            extract(path, tmp_path / "images")
+        assert not isinstance(error.value, CorruptArchiveError)  # another download would not help
+
+
+class TestNothingVanishes:
+    def test_linked_folders_are_followed_and_loops_are_not(self, few, tmp_path):
+        """Field case 18."""
+        source = tmp_path / "source"
+        source.mkdir()
+        for name in ("train", "val"):
+            (source / name).symlink_to(few / "chest_xray" / name, target_is_directory=True)
+        shutil.copytree(few / "chest_xray" / "test", source / "test")
+        (source / "test" / "NORMAL" / "back").symlink_to(source, target_is_directory=True)
+        (source / "test" / "NORMAL" / "self.png").symlink_to(source / "test" / "NORMAL" / "self.png")
+        (source / "test" / "NORMAL" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+        left_out = extract(source, tmp_path / "images")
+        assert len(snapshot(tmp_path / "images")) == 12
+        assert left_out.to_numpy().tolist() == [["broken link or no regular file", "", 2]]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="these systems have no such names")
+    @pytest.mark.fault("file name that is not UTF-8")
+    def test_a_file_name_that_is_not_utf8_costs_itself_alone(self, folder, home, capsys):
+        """Field case 11."""
+        odd = os.fsencode(folder / "chest_xray" / "train" / "NORMAL") + b"/caf\xe9.jpeg"
+        strange = Path(os.fsdecode(os.fsencode(folder / "chest_xray" / "train") + b"/\xff"))
+        strange.mkdir()
+        (strange / "notes.txt").write_text("x")
+        shutil.copy(next((folder / "chest_xray" / "train" / "NORMAL").iterdir()), odd)
+        root = fetch(Settings(data=str(folder)))
+        assert "1 with a name that is not UTF-8: caf\\xe9.jpeg" in capsys.readouterr().out
+        table = build_catalog(root, home / "cache")
+        assert len(table) == 12
+        shutil.copy(odd, os.fsencode(root / "train" / "NORMAL") + b"/caf\xe9.jpeg")  # put there by somebody else
+        assert build_catalog(root, home / "cache")["path"].tolist() == table["path"].tolist()
+        assert "caf\\xe9.jpeg is left out" in capsys.readouterr().out
+
+    def test_what_is_left_out_stands_in_the_audit(self, folder, tmp_path):
+        (folder / "chest_xray" / "train" / "NORMAL" / "notes.txt").write_text("x")
+        left_out = extract(folder, tmp_path / "images")
+        table = audit(build_catalog(tmp_path / "images"), left_out=left_out).set_index("check")
+        assert table.loc["files left out: in a second copy", "found"] == 12
+        assert table.loc["files left out: in a second copy", "note"] == "NORMAL 6, PNEUMONIA 6"
+        assert table.loc["files left out: not an image format: .txt", "note"] == "NORMAL 1"
+        assert table.loc["files left out: hidden or system file", "note"] == "no known class 1"
+
+    def test_a_copy_of_version_0_1_is_made_again_and_counted(self, folder, capsys):
+        root = fetch(Settings(data=str(folder)))
+        (root.parent / "left-out.csv").unlink()
+        assert fetch(Settings(data=str(folder))) == root
+        assert "making it again" in capsys.readouterr().out
+        assert (root.parent / "left-out.csv").is_file()
+        shutil.rmtree(folder)
+        (root.parent / "left-out.csv").unlink()
+        assert fetch(Settings(data=str(folder))) == root  # there is nothing to make it from
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_folders_and_a_table_of_labels_are_a_dataset(self, few, tmp_path, home, packed):
+        """Field case 13: as NIH and RSNA come."""
+        source = tmp_path / "nih"
+        rows = ["path,patient,label,split"]
+        for number, file in enumerate(sorted((few / "chest_xray").glob("[tv]*/*/*"))):
+            (source / f"images_{number % 2}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, source / f"images_{number % 2}" / f"{number:03}.jpeg")
+            rows.append(
+                f"{number:03}.jpeg,{number // 2},{'ill' if number % 4 < 2 else 'well'},{('train', 'test')[number % 2]}"
+            )
+        labels = tmp_path / "labels.csv"
+        labels.write_text("\n".join(rows))
+        source = zipped(source, tmp_path / "nih.zip") if packed else source
+        settings = Settings(data=str(source), patients=str(labels))
+        table = build_catalog(fetch(settings))
+        assert table.groupby(["folder", "label"]).size().to_dict() == {
+            ("train", "ill"): 3, ("train", "well"): 3, ("test", "ill"): 3, ("test", "well"): 3,
+        }  # fmt: skip
+        assert table["path"][0] == "test/ill/images_1/001.jpeg"
+        assert fetch(settings).is_dir()
+        labels.write_text("\n".join(rows).replace("ill", "sick"))
+        with pytest.raises(DownloadError, match="nih was made from other files or labels than"):
+            fetch(settings)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from xray_helpers.data import image_cache as module
-from xray_helpers.data.catalog import build_catalog, fingerprint, read_image
+from xray_helpers.data.catalog import build_catalog, fingerprint
 from xray_helpers.data.image_cache import build_cache
+from xray_helpers.data.reader import read_image
 from xray_helpers.files import XrayError
 
 BUILD = """

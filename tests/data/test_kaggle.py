@@ -205,6 +205,40 @@ def test_wrong_credentials_are_told_from_missing_ones(archive, fetch_with):
     assert "0123456789abcdef" not in run.stdout + run.stderr
 
 
+@pytest.mark.fault("Kaggle refuses")
+def test_a_token_that_kaggle_does_not_know_is_called_refused(archive, fetch_with):
+    """Field case 4."""
+    with KaggleServer(archive, token="kgat_another") as server:
+        run = fetch_with(server, KAGGLE_API_TOKEN=TOKEN)
+    assert "Kaggle refused your credentials (HTTP 401). Renew them, or remove them" in run.stderr
+    assert TOKEN not in run.stdout + run.stderr
+
+
+@pytest.mark.fault("credentials that cannot be read")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("kaggle.json", '{"username": "reader", "key": "0123456789abcdef"}'.encode("utf-16")),
+        ("kaggle.json", '{"username": "reader", "key": "0123456789abcdef"}'.encode("utf-16-le")),
+        ("kaggle.json", '{"username": "reader", "key": "0123456789abcdef"}'.encode("utf-8-sig")),
+        ("kaggle.json", b'{"username": "reader", "key": '),
+        ("kaggle.json", b'["0123456789abcdef"]'),
+        ("kaggle.json", b"7"),
+        ("access_token", TOKEN.encode("utf-16")),
+        ("access_token.txt", TOKEN.encode("utf-8-sig")),
+    ],
+)
+def test_credentials_in_another_encoding_are_named_before_any_request(archive, fetch_with, tmp_path, name, content):
+    """Field case 4: PowerShell saves UTF-16."""
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle" / name).write_bytes(content)
+    with KaggleServer(archive) as server:
+        run = fetch_with(server)
+    assert run.stderr.startswith(f"error: .kaggle/{name} does not hold what Kaggle gives, as plain text in UTF-8.")
+    assert server.requests == []
+    assert "0123456789abcdef" not in run.stderr
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_stays_busy_is_asked_three_times(archive, fetch_with, status):
     with KaggleServer(archive, status=status) as server:

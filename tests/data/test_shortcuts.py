@@ -4,8 +4,9 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_info
 
-from xray_helpers.data.catalog import build_catalog, read_image
+from xray_helpers.data.catalog import build_catalog
 from xray_helpers.data.download import extract
+from xray_helpers.data.reader import read_image
 from xray_helpers.data.shortcuts import (
     ADVICE,
     COLUMNS,

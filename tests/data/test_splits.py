@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xray_helpers.data.catalog import CAUSE_OF, fingerprint
+from xray_helpers.data.patients import assign_patients
 from xray_helpers.data.splits import (
     KEY,
     SPLITS,
     check_manifest,
+    folds,
     leak_report,
     make_splits,
     manifest_path,
@@ -176,8 +178,7 @@ def test_official_leaves_out_what_shares_a_patient_or_an_image_with_test(capsys)
     manifest = resplit(catalog, "official")
     assert set(catalog["path"]) - set(manifest["path"]) == set(catalog["path"].iloc[[1, 3]])
     assert (
-        "2 images of train and val share a patient or exact pixels with test and are left out"
-        in capsys.readouterr().out
+        "2 images of train and val share a patient or a duplicate with test and are left out" in capsys.readouterr().out
     )
 
 
@@ -334,8 +335,8 @@ def test_the_leak_report_counts_patients_and_images():
 def test_the_leak_report_never_raises_and_lists_splits_of_other_names_last(split):
     report = leak_report(cases(case("IM", 1), case("IM", 1), case("IM", 2)).assign(split=split))
     pairs = [] if len(set(split)) == 1 else [("val", "test"), ("val", "a"), ("test", "a")]
-    assert list(zip(report["first"], report["second"], strict=True)) == [pair for pair in pairs for _ in range(3)]
-    assert report["key"].tolist() == ["fine", "coarse", "pixels"] * len(pairs)
+    assert list(zip(report["first"], report["second"], strict=True)) == [pair for pair in pairs for _ in range(4)]
+    assert report["key"].tolist() == ["fine", "coarse", "pixels", "near"] * len(pairs)
 
 
 def test_the_check_names_the_patient_or_image_that_leaks():
@@ -385,3 +386,84 @@ def test_a_manifest_edited_so_that_it_leaks_is_refused(catalog):
     manifest.to_csv(manifest_path(plain, catalog), index=False)
     with pytest.raises(LeakError, match="1 patients under the coarse key"):
         make_splits(plain, catalog)
+
+
+def near(catalog, *groups):
+    """The catalog with these groups of rows as near duplicates."""
+    column = pd.Series("", catalog.index)
+    for number, rows in enumerate(groups):
+        column[list(rows)] = f"near{number}"
+    return catalog.assign(near=column)
+
+
+@pytest.mark.parametrize("strategy", ["pooled", "blocked", "official"])
+def test_near_duplicates_of_two_patients_are_kept_on_one_side(strategy):
+    rows = [case("IM", n, folder="test" if n < 4 else "train") for n in range(1, 21)]
+    catalog = near(cases(*rows, case("bacteria", 1), case("bacteria", 2, folder="test")), (0, 19), (1, 10))
+    manifest = resplit(catalog, strategy)
+    check_manifest(manifest, KEY[strategy])
+    found = manifest.set_index("patient_fine")["split"]
+    if strategy == "official":
+        assert {"IM-20", "IM-11"}.isdisjoint(found.index)  # their likes are in the test folder
+    else:
+        assert found["IM-1"] == found["IM-20"]
+        assert found["IM-2"] == found["IM-11"]
+
+
+def test_near_duplicates_of_one_patient_and_catalogs_without_the_column_give_the_rows_as_before():
+    catalog = varied(0)
+    expected = resplit(catalog)["split"].tolist()
+    same = catalog.groupby("patient_fine").indices["bacteria-524"]
+    assert resplit(near(catalog, same))["split"].tolist() == expected
+    assert resplit(catalog.drop(columns="near"))["split"].tolist() == expected
+
+
+@pytest.mark.fault("the same radiograph under two patients")
+def test_near_duplicates_in_two_splits_are_counted_and_refused():
+    shared = near(cases(case("IM", 4), case("IM", 5), case("IM", 6), case("IM", 7)), (1, 3))
+    shared["split"] = ["train", "train", "val", "val"]
+    report = leak_report(shared).set_index("key")
+    assert report.loc["near", ["shared", "first_images", "second_images"]].tolist() == [1, 1, 1]
+    assert report.drop(index="near")["shared"].sum() == 0
+    with pytest.raises(LeakError, match="1 near duplicates are in more than one split, such as .* of patient IM-5"):
+        check_manifest(shared, "fine")
+
+
+def test_folds_keep_near_duplicates_together():
+    catalog = near(many(40), (0, 60))
+    for manifest in folds(catalog, 3):
+        assert manifest.loc[manifest["near"] != "", "split"].nunique() == 1
+
+
+def test_a_manifest_of_an_earlier_version_gains_the_columns_that_are_new(catalog):
+    made = make_splits(Settings(), catalog)
+    path = manifest_path(Settings(), catalog)
+    made.drop(columns=["near", "low", "high", "note"]).to_csv(path, index=False)
+    pd.testing.assert_frame_equal(make_splits(Settings(), catalog)[made.columns], made)
+    leaking = made["split"].ne(made["split"][0]).idxmax()
+    joined = catalog.assign(near=catalog["path"].isin(made["path"][[0, leaking]]).map({True: "x", False: ""}))
+    made.drop(columns="near").to_csv(path, index=False)
+    with pytest.raises(LeakError, match=rf"near duplicates .* Remove {path.name} to divide the patients anew"):
+        make_splits(Settings(), joined)
+
+
+def test_the_split_says_what_is_known_of_the_patients(catalog, capsys):
+    known = catalog[~catalog["patient_fine"].str.startswith("file-")]
+    make_splits(Settings(), known)
+    assert "images; patients apart\n" in capsys.readouterr().out
+    make_splits(Settings(), catalog)
+    claim = f"patients apart; 1 of {len(catalog) - 2} images has no patient number and counts as a patient of its own"
+    assert claim in capsys.readouterr().out
+
+
+def test_how_patients_are_known_is_in_the_manifest_s_name_and_a_table_is_kept_beside_it(catalog, tmp_path):
+    table = tmp_path / "who.csv"
+    pd.DataFrame({"path": catalog["path"], "patient": range(len(catalog))}).to_csv(table, index=False)
+    plain, by_table, pattern = Settings(), Settings(patients=str(table)), Settings(patients="(.)")
+    known = assign_patients(catalog, by_table)
+    names = [manifest_path(plain, catalog), manifest_path(by_table, known)]
+    names.append(manifest_path(pattern, assign_patients(catalog, pattern)))
+    assert len(set(names)) == 3
+    make_splits(by_table, known)
+    assert Settings(patients="who.csv").patients_table.read_bytes() == table.read_bytes()
+    make_splits(Settings(patients="who.csv"), known)

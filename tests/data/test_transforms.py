@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.models import ResNet18_Weights
 
 from xray_helpers.data import transforms
-from xray_helpers.data.catalog import read_image
+from xray_helpers.data.reader import read_image
 from xray_helpers.data.transforms import (
     GRAY,
     IMAGENET_MEAN,
@@ -56,7 +56,7 @@ class TestPreprocess:
         assert (image[0].numpy() == read_image(path, 40, "crop")).all()
 
     def test_it_goes_to_json_and_back(self):
-        preprocess = Preprocess(96, "pad")
+        preprocess = Preprocess(96, "pad", whites=(4095, None))
         assert Preprocess(**json.loads(json.dumps(asdict(preprocess)))) == preprocess
 
     @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -113,11 +115,10 @@ def test_known_lesions_lie_in_the_lungs_and_a_seed_repeats_them():
     assert not torch.equal(known.images, draw_lesions(6, 64, seed=2).images)
 
 
-def test_log_odds_are_those_of_any_class_but_the_first():
+def test_log_odds_are_those_of_each_class_against_the_rest():
     logits = torch.tensor([[0.2, 1.0, -1.0], [3.0, 0.0, 0.5]])
-    chance = 1 - logits.softmax(dim=1)[:, 0].double()
-    torch.testing.assert_close(log_odds(logits), chance.logit(), rtol=1e-5, atol=1e-5)
-    assert log_odds(torch.tensor([[0.25], [-2.0]])).tolist() == [0.25, -2.0]
+    torch.testing.assert_close(log_odds(logits), logits.double().softmax(dim=1).logit())
+    assert log_odds(torch.tensor([[0.25], [-2.0]])).tolist() == [[0.25], [-2.0]]
 
 
 class TestOcclusion:
@@ -153,6 +154,32 @@ class TestOcclusion:
         images[truth == 1, :, rows, rows] = 200
         found = occlusion_check(Reader(), images, truth.numpy(), range(20))
         assert found["part"].tolist() == list(PARTS)
+        assert set(found["class"]) == {"PNEUMONIA"}
         assert found["auc"].tolist() == [1.0, *left]
         assert found["moved"][0] == found["turned"][0] == 0
         assert (found["moved"][1:] > 0).tolist() == [value == 0.5 for value in left]
+
+    def test_each_of_three_classes_is_judged_against_the_rest(self):
+        class Levels(nn.Module):
+            """Knows each class by its gray level, in the corner for the last one and in the middle for the others."""
+
+            info = replace(INFO, classes=("bacterial", "normal", "viral"))
+
+            def __init__(self):
+                super().__init__()
+                self.scale = nn.Parameter(torch.tensor(5.0))
+
+            def forward(self, x):
+                middle, corner = x[:, 0, 28:36, 28:36].mean(dim=(1, 2)), x[:, 0, :4, :4].mean(dim=(1, 2))
+                return self.scale * torch.stack([middle, -middle, corner], dim=1)
+
+        truth = torch.arange(30) % 3
+        images = torch.full((30, 1, 64, 64), 100, dtype=torch.uint8)
+        images[truth == 0, :, 28:36, 28:36] = 200
+        images[truth == 1, :, 28:36, 28:36] = 20
+        images[truth == 2, :, :4, :4] = 200
+        found = occlusion_check(Levels(), images, truth.numpy(), range(30)).set_index(["part", "class"])["auc"]
+        assert found.loc["nothing erased"].index.tolist() == ["bacterial", "normal", "viral"]
+        assert found.loc["nothing erased"].min() == 1.0
+        only_frame = found.loc["all but the frame erased"]  # the others are told from viral ones, and not apart
+        assert only_frame.to_dict() == {"bacterial": 0.75, "normal": 0.75, "viral": 1.0}

@@ -9,12 +9,15 @@ import pytest
 from conftest import TinyResNet
 from torch import nn
 
+from xray_helpers.data.catalog import read_rows
 from xray_helpers.data.dataset import make_loaders, prepare_data
+from xray_helpers.data.patients import patients_claim
 from xray_helpers.evaluation import __main__ as command_line
 from xray_helpers.evaluation import report
 from xray_helpers.evaluation.report import evaluate_run, load_run, run_settings, write_card
 from xray_helpers.files import CheckpointError
 from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval, operating_points
+from xray_helpers.predict import predict_images
 from xray_helpers.settings import Settings
 from xray_helpers.training import model as model_module
 from xray_helpers.training.checkpoint import BEST, CARD, load_model
@@ -76,7 +79,9 @@ def test_the_test_split_is_judged_and_written_beside_validation(binary):
     assert points == operating_points(val["truth"], val["probability"])
     expected = evaluate(table["truth"], table["probability"], rows["patient_coarse"], points)
     calibrated = calibration(table["truth"], table["calibrated"], Bootstrap(rows["patient_coarse"]))
-    assert found["test"] == {"protocol": "pooled split, patients apart", **expected, "calibrated": calibrated}
+    protocol = f"pooled split, {patients_claim(data.manifest)}"
+    assert protocol.startswith("pooled split, patients apart; 1 of 103 images")
+    assert found["test"] == {"protocol": protocol, **expected, "calibrated": calibrated}
     assert found["val"]["n"] == len(val)
     assert found["weights"] == "none"
     assert found["device"] == "cpu"
@@ -240,7 +245,7 @@ def test_the_command_line_reports_both_splits(copied, monkeypatch, capsys):
     np.testing.assert_equal(sum("pooled split, patients apart" in line for line in lines), 2)
     found = json.loads((folder / "metrics.json").read_text())["test"]
     assert f"test: n = {found['n']} of {found['patients']} patients" in lines[-2]
-    assert f"AUC {format_interval(found['auc'], 4)}, accuracy at 0.5 " in lines[-2]
+    assert f"for PNEUMONIA: AUC {format_interval(found['auc'], 4)}, accuracy at 0.5 " in lines[-2]
     assert (folder / CARD).is_file()
 
 
@@ -250,6 +255,15 @@ def test_the_command_line_takes_the_run_that_is_named(copied, monkeypatch):
     (folder / BEST).unlink()
     with pytest.raises(SystemExit, match=f"^error: {folder.name} holds no finished model"):
         call(monkeypatch, folder)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "last.pt", "settings.json"])
+def test_a_file_of_a_run_stands_for_its_folder(copied, monkeypatch, capsys, name):
+    """Field case 9."""
+    _, folder, _ = copied
+    assert load_model(folder / name).info == load_model(folder).info
+    call(monkeypatch, folder / name)
+    assert f"models/{folder.name}: metrics.json" in capsys.readouterr().out
 
 
 def test_the_command_line_says_in_one_line_what_is_missing(monkeypatch, tmp_path):
@@ -278,7 +292,8 @@ class TestCard:
         for words in (
             "Not a medical device", "children of one to five years from one hospital", "Pooled split, patients apart",
             found["data_fingerprint"], "random weights", f'load_model("models/{judged.name}")',
-            "Tells PNEUMONIA from NORMAL on chest X-rays.",
+            "Tells PNEUMONIA from NORMAL on chest X-rays.", "counts as ill, is **PNEUMONIA**", "figure for PNEUMONIA |",
+            "another share of PNEUMONIA",
         ):  # fmt: skip
             assert words in card
         assert str(binary[1].parent.parent) not in card
@@ -297,6 +312,8 @@ class TestCard:
     def test_more_classes(self, causes, tmp_path):
         card = write_card(shutil.copytree(causes[1], tmp_path / "causes"))
         assert "Tells normal, bacterial, viral on chest X-rays." in card
+        assert "means over the classes, each against the rest" in card
+        assert "counts as ill" not in card
         assert "| sensitivity of viral |" in card
         assert "| accuracy at the likeliest class |" in card
 
@@ -309,3 +326,120 @@ class TestCard:
         evaluate_run(folder, "val")
         with pytest.raises(CheckpointError, match="was not judged yet"):
             write_card(folder)
+
+
+def in_folders(tiny, root, **names):
+    """The tiny dataset with its class folders named otherwise, such as NORMAL="0"."""
+    for folder in ("train", "test"):
+        for old, new in names.items():
+            shutil.copytree(tiny / "chest_xray" / folder / old, root / folder / new)
+    return root
+
+
+QUICK = {"task": "folders", "image_size": 32, "batch_size": 16, "epochs": 1, "weights": "none", "device": "cpu"}
+
+
+class TestTheFinding:
+    """Field cases 8 and 5: the class that counts as ill is named, and labels are text in every file."""
+
+    def test_it_is_covid_though_normal_comes_later_in_the_alphabet(self, tiny, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["evaluation"])
+        data = in_folders(tiny, tmp_path / "covid", NORMAL="NORMAL", PNEUMONIA="COVID")
+        run = train(Settings(data=str(data), **QUICK), verbose=False)
+        command_line.main()
+        assert run.model.info.classes == ("NORMAL", "COVID")
+        assert "; for COVID: AUC" in capsys.readouterr().out.splitlines()[-2]
+        table = read_rows(run.folder / "predictions-test.csv")
+        assert list(table) == ["path", "truth", "probability", "calibrated", "patient", "finding"]
+        assert set(table["finding"]) == {"COVID"}
+        assert (table["truth"] == 1).tolist() == table["path"].str.contains("/COVID/").tolist()
+        assert json.loads((run.folder / "metrics.json").read_text())["finding"] == "COVID"
+        card = (run.folder / CARD).read_text(encoding="utf-8")
+        assert "Tells COVID from NORMAL" in card
+        assert "children" not in card
+        assert "pneumonia" not in card.lower()
+        found = predict_images([data / "test" / "COVID" / name for name in ("no.jpeg",)], run.model)
+        assert found["finding"].tolist() == ["COVID"]
+
+    @pytest.mark.parametrize(("well", "ill"), [("0", "1"), ("01", "002"), ("NA", "true"), ("None", "1e5")])
+    def test_labels_that_look_like_numbers_or_nothing_stay_text(self, tiny, tmp_path, well, ill):
+        data = in_folders(tiny, tmp_path / "odd", NORMAL=well, PNEUMONIA=ill)
+        settings = Settings(data=str(data), finding=ill, **QUICK)
+        first = train(settings, prepare_data(settings), verbose=False)
+        again = train(settings, prepare_data(settings), verbose=False)  # the catalog and the split are read back
+        assert again.model.info == first.model.info
+        assert first.model.info.classes == (well, ill)
+        for split in ("val", "test"):
+            evaluate_run(first.folder, split)
+        manifest = prepare_data(settings).manifest
+        table = read_rows(first.folder / "predictions-test.csv").merge(manifest, on="path", how="left")
+        assert set(table["finding"]) == {ill}
+        assert table["label"].tolist() == [(well, ill)[number] for number in table["truth"]]
+        assert table["patient"].tolist() == table["patient_coarse"].tolist()
+        assert f"Tells {ill} from {well}" in write_card(first.folder)
+
+    def test_three_classes_have_no_finding_and_no_headline_of_the_first(self, causes, monkeypatch, capsys):
+        _, folder, _ = causes
+        monkeypatch.setenv("XRAY_HOME", str(folder.parent.parent))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["finding"] == ""
+        assert list(metrics["test"]["classes"]) == ["normal", "bacterial", "viral"]
+        table = pd.read_csv(folder / "predictions-test.csv")
+        assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral", "patient"]
+        call(monkeypatch, folder)
+        line = capsys.readouterr().out.splitlines()[-2]
+        assert "; mean over normal, bacterial, viral, each against the rest: AUC" in line
+        assert "accuracy at the likeliest class" in line
+
+    def test_data_that_was_prepared_for_another_finding_is_refused(self, binary):
+        settings, _, data = binary
+        with pytest.raises(ValueError, match="data was prepared with finding=''"):
+            train(replace(settings, finding="NORMAL"), data)
+
+
+@pytest.fixture(scope="module")
+def renamed(tiny, tmp_path_factory):
+    """The tiny dataset with names that say nothing of patients, and a table of its patients beside it."""
+    root, rows = tmp_path_factory.mktemp("renamed"), []
+    for number, file in enumerate(sorted((tiny / "chest_xray").glob("t*/*/*"))):
+        place = root / "images" / file.relative_to(tiny / "chest_xray").with_name(f"{number:04d}.jpeg")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+        rows.append({"path": place.name, "patient": file.name.split("_")[0][:12]})
+    pd.DataFrame(rows).to_csv(root / "labels.csv", index=False)
+    return root
+
+
+@pytest.mark.fault("patients that are not known")
+def test_where_patients_are_unknown_nothing_is_said_to_be_over_patients(renamed, tmp_path, monkeypatch, capsys):
+    """Field case 10: the command line, `metrics.json` and the card said "patients apart" and "over patients"."""
+    _, folder, _ = finished(tmp_path, renamed / "images")
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    found = json.loads((folder / "metrics.json").read_text())["test"]
+    assert found["protocol"] == "pooled split, patients unknown: split by image"
+    assert found["patients"] is None
+    assert found["intervals"] == "over images"
+    capsys.readouterr()
+    call(monkeypatch, str(folder))
+    shown = capsys.readouterr().out
+    assert f"test: n = {found['n']} images, pooled split, patients unknown: split by image; " in shown
+    assert "(over images)" in shown
+    card = (folder / CARD).read_text()
+    assert "Pooled split, patients unknown: split by image." in card
+    assert f"| test | {found['n']} | unknown |" in card
+    assert "intervals by bootstrap over images" in card
+    assert "over patients" not in shown + card
+
+
+def test_a_run_with_a_table_of_patients_is_judged_also_when_the_table_is_gone(renamed, tmp_path, monkeypatch):
+    table = tmp_path / "who.csv"
+    shutil.copy(renamed / "labels.csv", table)
+    _, folder, _ = finished(tmp_path / "home", renamed / "images", patients=str(table))
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path / "home"))
+    elsewhere = shutil.move(table, tmp_path / "home" / "models")
+    assert json.loads((folder / "settings.json").read_text())["patients"] == "who.csv"
+    found = evaluate_run(folder, "test")
+    assert found["protocol"] == "pooled split, patients apart"
+    assert found["intervals"] == "over patients"
+    monkeypatch.setenv("XRAY_PATIENTS", elsewhere)
+    assert run_settings(folder).patients == elsewhere

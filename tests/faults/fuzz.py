@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xray_helpers.data.catalog import build_catalog, read_image
+from xray_helpers.data.catalog import build_catalog
 from xray_helpers.data.download import extract
+from xray_helpers.data.reader import read_image
 from xray_helpers.data.synthetic import draw
 from xray_helpers.files import DownloadError
 

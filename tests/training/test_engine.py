@@ -248,6 +248,15 @@ class TestOneEpoch:
             train_one_epoch(model, batches, optimizer, constant(optimizer), accelerator, loss=loss)
 
     @pytest.mark.fault("GPU memory too small")
+    def test_a_batch_too_small_for_batch_normalisation_names_the_setting(self, accelerator):
+        """Field case 7."""
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        one = [(torch.rand(1, 1, 2, 2), torch.tensor([1]))]
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        with pytest.raises(ValueError, match="A batch of one image is too small .* Set BATCH_SIZE to 2 or more"):
+            train_one_epoch(model, one, optimizer, schedule, accelerator)
+
     def test_too_little_gpu_memory_names_a_smaller_batch(self, model, accelerator):
         def out_of_memory(*_):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -93,6 +93,39 @@ class TestWeights:
         assert model.conv1.weight.dtype == torch.float32
         assert torch.allclose(model.conv1.weight, source.conv1.weight, atol=1e-3)
 
+    @pytest.mark.parametrize(
+        ("wrap", "said"),
+        [
+            (lambda state: {"state_dict": state, "epoch": 3}, "taken out of 'state_dict'"),
+            (lambda state: {"model": state, "optimizer": {}}, "taken out of 'model'"),
+            (lambda state: {f"module.{name}": value for name, value in state.items()}, "without the prefix 'module.'"),
+            (
+                lambda state: {"state_dict": {f"net.{name}": value for name, value in state.items()} | {"loss.w": 1}},
+                "taken out of 'state_dict'; without the prefix 'net.' and 1 entries that lack it",
+            ),
+            (
+                lambda state: {"model": {"state_dict": {f"_orig_mod.module.{n}": v for n, v in state.items()}}},
+                "taken out of 'model'; taken out of 'state_dict'; without the prefix '_orig_mod.module.'",
+            ),
+        ],
+    )
+    def test_usual_wrappings_are_taken_off_and_said(self, tmp_path, capsys, wrap, said):
+        """Field case 9."""
+        source, file = resnet18(), tmp_path / "wrapped.pth"
+        torch.save(wrap(source.state_dict()), file)
+        model = build_model("resnet18", 1, str(file))
+        assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+        assert capsys.readouterr().out == f"note: wrapped.pth: {said}\n"
+
+    def test_a_file_of_two_networks_is_refused(self, tmp_path):
+        state = resnet18().state_dict()
+        both = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in state.items()}
+        torch.save(both, tmp_path / "two.pth")
+        with pytest.raises(
+            WeightsError, match=r"two.pth holds 2 networks \(student., teacher.\): save one of them alone"
+        ):
+            build_model("resnet18", 1, str(tmp_path / "two.pth"))
+
     def test_weights_of_another_architecture_are_refused(self, tmp_path):
         torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
         with pytest.raises(WeightsError, match=r"weights.pth does not fit this architecture: \d+ entries are missing"):

@@ -175,7 +175,7 @@ def test_every_validation_image_counts_once_and_test_stays_closed(settings, monk
     rows = manifest[manifest["split"] == "val"]
     table = pd.read_csv(run.folder / "predictions-val.csv")
     assert len(rows) % 7
-    assert list(table) == ["path", "truth", "probability", "calibrated", "patient"]
+    assert list(table) == ["path", "truth", "probability", "calibrated", "patient", "finding"]
     assert table["path"].tolist() == rows["path"].tolist()
     assert table["truth"].tolist() == (rows["label"] == "PNEUMONIA").astype(int).tolist()
     slope, intercept = run.model.info.calibration["slope"], run.model.info.calibration["intercept"]

@@ -1,6 +1,7 @@
 """Everything before training, done once, and the loaders that feed a network from the image cache."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from xray_helpers.data.catalog import build_catalog
 from xray_helpers.data.download import fetch
 from xray_helpers.data.image_cache import ImageCache, build_cache
-from xray_helpers.data.splits import KEY, check_manifest, make_splits
+from xray_helpers.data.splits import KEY, SPLITS, check_manifest, make_splits
 from xray_helpers.data.transforms import Preprocess
 from xray_helpers.files import XrayError, print_once
 from xray_helpers.settings import Settings
 
 CLASSES = {"pneumonia": ("NORMAL", "PNEUMONIA"), "cause": ("normal", "bacterial", "viral")}
+WELL = {"normal", "normals", "healthy", "negative", "negatives", "none", "control", "controls"}  # words of class names
 BATCH_TIMEOUT = 120  # seconds that a loading process may take for a batch before it counts as hung
 
 
@@ -32,7 +34,7 @@ class PreparedData:
         settings: that it was prepared with.
         root: the folder that the paths of the images are relative to.
         manifest: the catalog's rows that could be decoded, with a column `split`.
-        classes: names in the order of their numbers.
+        classes: names in the order of their numbers; of two, the second is the finding.
         cache: the decoded images.
     """
 
@@ -58,21 +60,28 @@ def prepare_data(settings: Settings) -> PreparedData:
             the task.
     """
     root = fetch(settings)
-    catalog = build_catalog(root, settings.processed_folder)
+    catalog = build_catalog(root, settings.processed_folder, settings)
     broken = catalog[catalog["error"] != ""]
     if len(broken):
         names = "; ".join(f"{row.path}: {row.error}" for row in broken.head(5).itertuples())
         print_once(f"left out, since unreadable: {len(broken)} files ({names}{' …' if len(broken) > 5 else ''})")
     manifest = make_splits(settings, catalog)
+    classes = class_names(manifest, settings.task, settings.finding)
+    if len(classes) == 2:
+        print_once(f"the finding is {classes[1]}, told from {classes[0]}")
     cache = build_cache(root, catalog, settings.processed_folder, settings.image_size, settings.resize)
-    return PreparedData(settings, root, manifest, class_names(manifest, settings.task), cache)
+    return PreparedData(settings, root, manifest, classes, cache)
 
 
-def class_names(manifest: pd.DataFrame, task: str) -> tuple[str, ...]:
+def class_names(manifest: pd.DataFrame, task: str, finding: str = "") -> tuple[str, ...]:
     """The classes of a task, in the order of their numbers: for `pneumonia` and `cause` fixed, for `folders` sorted.
 
+    The last of two is the finding, the class that counts as ill: `finding` where given, else PNEUMONIA, else the one
+    beside a class that is called normal, healthy or the like. Of three and more none is, and one that is given comes
+    last.
+
     Raises:
-        ValueError: the data has other classes than the task.
+        ValueError: the data has other classes than the task; or `finding` is not one of them, or has to be given.
     """
     column = "cause" if task == "cause" else "label"
     found = sorted(manifest[column].unique())
@@ -85,7 +94,24 @@ def class_names(manifest: pd.DataFrame, task: str) -> tuple[str, ...]:
         )
     if len(found) < 2:
         raise ValueError(f"task={task!r} needs two classes or more, and this data has only {', '.join(found)}")
-    return classes
+    if not finding and len(classes) == 2:
+        named = [name for name in classes if name.casefold() == "pneumonia"]
+        beside = [name for name, other in (classes, classes[::-1]) if _is_well(other, name)]
+        finding = (named or beside)[0] if named or len(beside) == 1 else ""
+        if not finding:
+            example = f"FINDING={classes[1]} (or XRAY_FINDING, or --finding)"
+            raise ValueError(f"which of the classes {' and '.join(classes)} counts as ill? Name it, as in {example}")
+    if finding and finding not in classes:
+        raise ValueError(f"finding={finding!r}: the classes of this data are {', '.join(classes)}")
+    return tuple(sorted(classes, key=finding.__eq__))
+
+
+def _is_well(name: str, other: str) -> bool:
+    """Whether a class is called normal, healthy or the like, or as another one with a "no" before it."""
+    spaced = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", each).casefold() for each in (name, other)]
+    words, others = (re.findall(r"[^\W_]+", each) for each in spaced)
+    no_more = words[:1] in (["no"], ["non"], ["not"], ["without"])
+    return not WELL.isdisjoint(words) or (no_more and words[1:] in ([], ["finding"], ["findings"], others))
 
 
 class XrayDataset(Dataset[tuple[Tensor, Any]]):
@@ -221,14 +247,22 @@ def make_loaders(
         ValueError: a split is missing or lacks a class.
         LeakError: your split shares a patient or an image.
     """
+    own, target = manifest is not None, data.settings.target
     manifest, key = data.manifest if manifest is None else manifest, KEY[data.settings.split]
     check_manifest(manifest, key)
+    for name in data.classes:
+        rows = manifest[manifest[target] == name]
+        for split in (split for split in SPLITS if split not in set(rows["split"])):
+            counted = f"patients with {name} in this data: {rows['patient_coarse'].nunique()}, and each split needs one"
+            if split != "test" or test:
+                advice = "Bring more images, or use another SPLIT or FRACTIONS."
+                raise ValueError(f"{split} has no image of {name} ({counted}). {advice}")
+            if not own:
+                print_once(f"note: test has no image of {name} ({counted}): it cannot judge the model")
     processes = {"num_workers": workers, "timeout": BATCH_TIMEOUT if workers else 0}
 
     def load(split: str) -> XrayLoader:
         dataset = XrayDataset(manifest, data.cache, split, data.classes, data.settings.target)
-        if missing := [name for name, count in dataset.counts().items() if not count]:
-            raise ValueError(f"{split} has no image of {', '.join(missing)}: use another SPLIT or FRACTIONS")
         train = split == "train"
         order = EpochSampler(len(dataset), seed) if train else SequentialSampler(dataset)
         batches = BatchSampler(order, batch_size, drop_last=train and len(dataset) >= batch_size)
@@ -238,7 +272,7 @@ def make_loaders(
         options: dict[str, Any] = processes | {"persistent_workers": workers > 0, "generator": generator}
         return XrayLoader(dataset, None, sampler=batches, pin_memory=torch.cuda.is_available(), **options)
 
-    preprocess, name = Preprocess(data.cache.size, data.cache.resize), data.settings.data_name
+    preprocess, name = Preprocess(data.cache.size, data.cache.resize, whites=data.cache.whites), data.settings.data_name
     opened = load("test") if test else None
     return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, manifest, key, opened)
 

@@ -10,18 +10,21 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
+import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
 from xray_helpers import files
 from xray_helpers.data import synthetic
-from xray_helpers.files import FOLDERS, IMAGE_SUFFIXES, CorruptArchiveError, DownloadError
+from xray_helpers.data.layout import choose_images
+from xray_helpers.data.patients import read_table
+from xray_helpers.files import FOLDERS, CorruptArchiveError, DownloadError
 from xray_helpers.settings import SOURCES, Settings
 
 KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
@@ -29,6 +32,7 @@ SAMPLE_STRENGTH = 0.5  # of the lesions: a network trained on the sample makes s
 RETRY_WAITS = (1.0, 4.0)  # seconds before the second and third attempt to reach Kaggle
 DOWNLOAD_TIMEOUT = 60  # seconds to wait for Kaggle's server
 MAX_FILES, MAX_BYTES, MAX_RATIO = 200_000, 50_000_000_000, 200  # Kaggle's archive: 11,712 files, 2.5 GB, about 1
+LEFT_OUT = "left-out.csv"  # beside the images: reason, class and number of the files that are not among them
 
 
 def fetch(settings: Settings) -> Path:
@@ -38,7 +42,8 @@ def fetch(settings: Settings) -> Path:
         settings: `data` says from where: `sample` is drawn, `kaggle` downloaded, a folder copied, a zip extracted.
 
     Returns:
-        `data/raw/<name>/chest_xray`, with the images in `{train,val,test}/<class>/` and nothing else.
+        `data/raw/<name>/chest_xray`, with the images in `{train,val,test}/<class>/` and nothing else; beside it
+        `left-out.csv` counts the source's other files by reason and class.
 
     Raises:
         DownloadError: no network, refused by Kaggle, an unsafe or damaged archive, a folder of another shape.
@@ -51,7 +56,9 @@ def fetch(settings: Settings) -> Path:
         kept = json.loads(marker.read_text()) if marker.is_file() else {}
         gone = settings.data not in SOURCES and not source.exists()
         origin = kept.get("origin", "") if gone else _origin(settings)
-        if kept == {"origin": origin, "files": len(_list_files(images))}:
+        # Version 0.1 left out more, and did not count it; what Kaggle sends was all used then, too.
+        counted = gone or settings.data == "kaggle" or (target / LEFT_OUT).is_file()
+        if counted and kept == {"origin": origin, "files": len(_list_files(images))}:
             remark = " (their source is gone)" if gone else ""
             files.print_once(f"{name}: complete, {kept['files']:,} images{remark}")
             return images
@@ -62,7 +69,7 @@ def fetch(settings: Settings) -> Path:
             raise DownloadError(f"{name} exists, but was not made here. Move it away, and give its path as the data.")
         if kept and kept["origin"] != origin and settings.data != "sample":
             advice = f"Rename the source, or delete {name} and data/processed/{settings.data_name} to replace it."
-            raise DownloadError(f"{name} was made from other files than {source.name} now holds. {advice}")
+            raise DownloadError(f"{name} was made from other files or labels than {source.name} now has. {advice}")
         if kept:
             print(f"{name}: made by another version, or files are missing; making it again")
         _build(settings, target, origin)
@@ -74,7 +81,8 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
     staging, start = target.with_name(f".{target.name}.partial"), time.perf_counter()
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
-        skipped = _fill(settings, staging)
+        left_out = _fill(settings, staging)
+        files.write_text(staging / LEFT_OUT, left_out.to_csv(index=False))
         names = list(_list_files(staging / "chest_xray"))
         (staging / "complete.json").write_text(json.dumps({"origin": origin, "files": len(names)}) + "\n")
         if hasattr(os, "sync"):
@@ -89,11 +97,15 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
         shutil.rmtree(staging, ignore_errors=True)
     spent = time.perf_counter() - start
     parts = ", ".join(f"{part} {n:,}" for part in FOLDERS if (n := sum(name.startswith(part) for name in names)))
-    print(f"data/raw/{target.name}: {len(names):,} images ({parts}) in {spent:.0f} s; {skipped:,} other files left out")
+    said = f"{len(names):,} images ({parts}) in {spent:.0f} s; {left_out['files'].sum():,} other files left out"
+    counts = left_out.groupby("reason")["files"].sum().sort_values(ascending=False, kind="stable")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.head(6).items())
+    more = f" and others (data/raw/{target.name}/{LEFT_OUT})" if len(counts) > 6 else ""
+    print(f"data/raw/{target.name}: {said}{': ' if reasons else ''}{reasons}{more}")
 
 
-def _fill(settings: Settings, staging: Path) -> int:
-    """Bring the images to `staging/chest_xray`; returns how many other files were left out."""
+def _fill(settings: Settings, staging: Path) -> pd.DataFrame:
+    """Bring the images to `staging/chest_xray`; returns what `extract` does."""
     images, source, kaggle = staging / "chest_xray", settings.source(), settings.data == "kaggle"
     temporary = staging.with_name(".kaggle-download") if kaggle else staging / "source"
     if settings.data == "sample":
@@ -101,7 +113,7 @@ def _fill(settings: Settings, staging: Path) -> int:
         source = images.rename(temporary)
     for retry in (kaggle, False):  # Kaggle's archive is downloaded once more if it turns out to be damaged
         try:
-            left_out = extract(_download(temporary) if kaggle else source, images)
+            left_out = extract(_download(temporary) if kaggle else source, images, _labels(settings))
             break
         except CorruptArchiveError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -117,6 +129,7 @@ def _download(folder: Path) -> Path:
     """Download Kaggle's archive into `folder` through its client, which resumes an interrupted download."""
     import requests  # only those who download pay for this import, and for the client's
 
+    given = _check_credentials()
     for wait in (0, *RETRY_WAITS):
         time.sleep(wait)
         client = _kaggle_client()
@@ -126,11 +139,35 @@ def _download(folder: Path) -> Path:
             return folder / (KAGGLE_DATASET.split("/")[1] + ".zip")
         except (requests.RequestException, ValueError) as error:  # ValueError: another size than was announced
             status = getattr(getattr(error, "response", None), "status_code", 0)
-            problem = _explain(error, status, client.signed_in)
+            problem = _explain(error, status, client.signed_in or given)
             # Once the download has begun, the client has done its own retries.
             if client.begun if status == 0 else status < 500 and status != 429:
                 break
     raise DownloadError(problem)
+
+
+def _check_credentials() -> bool:
+    """Whether there are credentials for Kaggle, in a file or a variable.
+
+    Raises:
+        DownloadError: such a file cannot be read as Kaggle's client reads it, which would go on without it.
+    """
+    home, token = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")
+    folders = {Path(os.environ.get("KAGGLE_CONFIG_DIR") or home), home, Path.home() / ".config" / "kaggle"}
+    names = ("kaggle.json", "access_token", "access_token.txt")
+    given = [path for path in (Path(token), *(folder / name for folder in folders for name in names)) if path.is_file()]
+    for path in given:
+        try:
+            text = path.read_text(encoding="utf-8")
+            good = text[:1] != "\ufeff" and "\0" not in text
+            good = good and (path.suffix != ".json" or {"username", "key"} <= set(json.loads(text)))
+        except (ValueError, TypeError):  # other bytes, or no JSON
+            good = False
+        if not good:
+            what = f"{path.parent.name}/{path.name} does not hold what Kaggle gives, as plain text in UTF-8"
+            advice = "Download it again, or open it in an editor and save it as UTF-8 without a byte order mark"
+            raise DownloadError(f"{what}. {advice} (PowerShell's > saves UTF-16).")
+    return bool(given or token or os.environ.get("KAGGLE_KEY"))
 
 
 def _kaggle_client() -> Any:
@@ -179,45 +216,58 @@ def _origin(settings: Settings) -> str:
         return f"phantoms version {synthetic.VERSION}" if settings.data == "sample" else f"kaggle {KAGGLE_DATASET}"
     with _open_source(settings.source()) as (members, _):
         text = "\n".join(" ".join(map(str, (name, *facts))) for name, facts in members.items())
+    if (table := _labels(settings)) is not None:
+        text += table.to_csv()
     return f"{settings.source().name} {hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
-def extract(source: Path, images: Path) -> int:
-    """Copy the images of a zip or folder with Kaggle's structure to `images`.
+def _labels(settings: Settings) -> pd.DataFrame | None:
+    """The table of patients where it gives labels, too; built-in data has them from its folders."""
+    file = None if settings.data in SOURCES else settings.patients_table
+    table = read_table(file) if file else None
+    return table if table is not None and "label" in table else None
+
+
+def extract(source: Path, images: Path, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Copy the images of a zip or folder to `images`.
 
     Args:
-        source: the zip or folder.
+        source: the zip or folder, of a shape that `choose_images` knows.
         images: where to write `{train,val,test}/<class>/`; created when missing.
+        table: as for `choose_images`.
 
     Returns:
-        How many other files were left out.
+        The other files, counted: reason, class (`""` where it is not known), files.
 
     Raises:
         CorruptArchiveError: not a zip, or a byte of it is wrong.
-        DownloadError: an unsafe archive, or another structure.
-        OSError: the disk is too small.
+        DownloadError: an unsafe archive, one that Python cannot unpack, or another structure.
+        OSError: the disk is too small, or a file cannot be read.
     """
     with _open_source(source) as (members, read):
-        chosen = choose_images(members, source.name)
+        chosen, left_out = choose_images([name for name, facts in members.items() if facts], source.name, table)
         files.check_disk(images, sum(members[name][0] for name in chosen), "Copying the images")
         for name, place in tqdm(chosen.items(), "copying", unit="image", leave=False):
             (images / place).parent.mkdir(parents=True, exist_ok=True)
             with read(name) as original, open(images / place, "xb") as copy:
                 shutil.copyfileobj(original, copy)  # reading a zip's member to its end also checks its CRC
-    return sum(not name.endswith("/") for name in members) - len(chosen)
+    reasons = [*left_out.values(), *(("broken link or no regular file", "") for facts in members.values() if not facts)]
+    counts = pd.DataFrame(reasons, columns=["reason", "class"]).value_counts(sort=False)
+    return counts.reset_index(name="files")
 
 
 def _list_files(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every file below a folder, by its path relative to the folder, with its size in bytes."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): (path.stat().st_size,) for path in paths}
+    """Every file below a folder, by its path relative to the folder, with its size in bytes; `()` without content."""
+    sizes = ((path, (path.stat().st_size,) if path.is_file() else ()) for path in files.list_files(folder))
+    return {path.relative_to(folder).as_posix(): size for path, size in sizes}
 
 
 @contextmanager
 def _open_source(source: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], IO[bytes]]]]:
     """Open a folder or zip: its members' names with their size (and CRC in a zip), and a function that opens one.
 
-    Whatever Python raises when a zip is damaged becomes a CorruptArchiveError.
+    Names have `/`, also where a zip was made with backslashes. Whatever Python raises when a zip is damaged becomes a
+    CorruptArchiveError.
     """
     if source.is_dir():
         yield _list_files(source), lambda name: (source / name).open("rb")
@@ -225,11 +275,22 @@ def _open_source(source: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Cal
     try:
         with ZipFile(source) as archive:
             check_archive(archive, source.name)
-            yield {info.filename: (info.file_size, info.CRC) for info in archive.infolist()}, archive.open
-    except (BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, OSError) as error:
+            members = {_with_slashes(info.filename): info for info in archive.infolist()}
+            yield (
+                {name: (info.file_size, info.CRC) for name, info in members.items()},
+                lambda name: archive.open(members[name]),
+            )
+    except NotImplementedError as error:  # Deflate64, as Windows packs large folders, and other rare ones
+        advice = "Unpack it with the program that made it, or 7-Zip, and give the folder; or pack it as ordinary zip"
+        raise DownloadError(f"{source.name} is packed in a way that is not supported ({error}). {advice}.") from None
+    except (BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: an offset before the file's start
             raise
         raise CorruptArchiveError(f"{source.name} is not a zip archive, or it is damaged ({error}).") from None
+
+
+def _with_slashes(name: str) -> str:
+    return name.replace("\\", "/")
 
 
 def check_archive(archive: ZipFile, name: str) -> None:
@@ -245,7 +306,7 @@ def check_archive(archive: ZipFile, name: str) -> None:
     """
     members = archive.infolist()
     for info in members:
-        first, *rest = info.filename.replace("\\", "/").split("/")
+        first, *rest = _with_slashes(info.filename).split("/")
         if ".." in (first, *rest) or not first or ":" in first or stat.S_ISLNK(info.external_attr >> 16):
             raise DownloadError(f"{name} contains the unsafe name {info.filename!r}; nothing was extracted.")
         if info.flag_bits & 1:
@@ -254,40 +315,8 @@ def check_archive(archive: ZipFile, name: str) -> None:
     if len(members) > MAX_FILES or total > MAX_BYTES or total > MAX_RATIO * max(packed, 1):
         problem = f"would unpack to {len(members):,} files of {total / 1e9:.1f} GB from {packed / 1e9:.3f} GB"
         raise DownloadError(f"{name} {problem}: more than any set of radiographs needs. Nothing was extracted.")
-    if len({info.filename for info in members}) < len(members):
+    if len({_with_slashes(info.filename) for info in members}) < len(members):
         raise DownloadError(f"{name} contains the same name twice; extract it yourself and give the folder instead.")
-
-
-def choose_images(names: Iterable[str], source: str) -> dict[str, str]:
-    """Which files are the dataset's images, and where each belongs.
-
-    The images are those in `{train,val,test}/<class>/` nearest to the top; a second copy further down, hidden
-    files, `__MACOSX` and files that are not named as images are left out.
-
-    Args:
-        names: paths relative to the source, with `/`.
-        source: what to call the source in a message.
-
-    Returns:
-        name → `<folder>/<class>/<file>`.
-
-    Raises:
-        DownloadError: no such folders, or fewer than two classes.
-    """
-    found: dict[tuple[str, ...], dict[str, str]] = {}
-    for name in names:
-        parts = PurePosixPath(name).parts
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if len(parts) >= 3 and parts[-3] in FOLDERS and name.lower().endswith(IMAGE_SUFFIXES) and not hidden:
-            found.setdefault(parts[:-3], {})[name] = "/".join(parts[-3:])
-    if not found:
-        expected = "{train,val,test}/<class>/<image>, with images as " + ", ".join(IMAGE_SUFFIXES)
-        raise DownloadError(f"{source} holds no images in folders such as train/NORMAL. Expected: {expected}.")
-    chosen = found[min(found, key=lambda prefix: (len(prefix), prefix))]
-    classes = {place.split("/")[1] for place in chosen.values()}
-    if len(classes) < 2:
-        raise DownloadError(f"{source} holds only one class ({classes.pop()}); at least two are needed.")
-    return chosen
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from xray_helpers.data.catalog import RESIZES, fingerprint, read_image
+from xray_helpers.data.catalog import fingerprint
+from xray_helpers.data.reader import RESIZES, UNKNOWN, Whites, find_whites, read_image
 from xray_helpers.files import XrayError, atomic_file, check_disk, make_folder, write_text
 
-VERSION = 2  # raised when the same files give other pixels
+VERSION = 3  # raised when the same files give other pixels
 BLOCK = 64  # images that are decoded before the next ones begin, so that memory does not grow with their number
 
 
@@ -36,6 +37,7 @@ class ImageCache:
         fingerprint: of the catalog that it was built from.
         checksum: SHA-256 of the file.
         seconds: that decoding took, where it is known.
+        whites: the level that counts as white in images of more than 8 bits, from `find_whites`.
     """
 
     file: Path
@@ -45,6 +47,10 @@ class ImageCache:
     fingerprint: str
     checksum: str
     seconds: float | None = field(default=None, compare=False)
+    whites: Whites = UNKNOWN
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "whites", tuple(self.whites))  # a list, when it comes from JSON
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -105,9 +111,11 @@ def build_cache(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resi
     paths = catalog.loc[catalog["error"] == "", "path"].tolist()
     if not paths:
         raise ValueError("the catalog holds no readable image")
-    file = make_folder(folder) / f"images-{resize}-{size}-{fingerprint(catalog)}-v{VERSION}.npy"
+    whites = find_whites(catalog)
+    levels = "".join(f"-white-{white:g}" for white in whites if white)
+    file = make_folder(folder) / f"images-{resize}-{size}-{fingerprint(catalog)}-v{VERSION}{levels}.npy"
     with FileLock(folder / ".images.lock"):
-        cache = _open(file) or _build(root, paths, file, size, resize, fingerprint(catalog))
+        cache = _open(file) or _build(root, paths, file, size, resize, fingerprint(catalog), whites)
         for old in folder.glob(f"images-{resize}-{size}-*"):  # of earlier versions of these files
             if old.stem != file.stem:
                 old.unlink()
@@ -134,7 +142,9 @@ def _checksum(file: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, catalog: str) -> ImageCache:
+def _build(
+    root: Path, paths: list[str], file: Path, size: int, resize: str, catalog: str, whites: Whites
+) -> ImageCache:
     """Decode all images; first the array takes its name, then the index with its checksum."""
     start = time.perf_counter()
     for leftover in file.parent.glob(".images-*.partial*"):  # of a process that was killed
@@ -143,7 +153,7 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, cat
 
     def decode(path: str) -> bytes:
         try:
-            return read_image(root / path, size, resize).tobytes()
+            return read_image(root / path, size, resize, whites).tobytes()
         except Exception as error:  # on damaged bytes decoders raise anything
             what = f"{path} can no longer be read ({str(error) or type(error).__name__})"
             raise XrayError(f"{what}: it has changed since the catalog was made. Bring the file back.") from error
@@ -158,7 +168,7 @@ def _build(root: Path, paths: list[str], file: Path, size: int, resize: str, cat
         checksum = _checksum(partial)
     rows = {path: row for row, path in enumerate(paths)}
     seconds = round(time.perf_counter() - start, 3)
-    cache = ImageCache(file, size, resize, rows, catalog, checksum, seconds)
+    cache = ImageCache(file, size, resize, rows, catalog, checksum, seconds, whites)
     content = {name: value for name, value in asdict(cache).items() if name != "file"}
     write_text(file.with_suffix(".json"), json.dumps(content, indent=0))
     print(f"{file.name}: {len(rows):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")

@@ -1,5 +1,6 @@
 """Step 3: divide the patients into train, val and test, save the result, and show that nothing leaks."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -10,25 +11,27 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.model_selection import StratifiedGroupKFold
 
-from xray_helpers.data.catalog import digest, fingerprint
-from xray_helpers.files import LeakError, print_once, write_text
+from xray_helpers.data.catalog import digest, fingerprint, read_rows
+from xray_helpers.data.patients import patients_claim
+from xray_helpers.files import LeakError, atomic_file, print_once, write_text
 from xray_helpers.settings import FRACTIONS, Settings, check_fractions
 
 SPLITS = ("train", "val", "test")
 KEY = {"pooled": "coarse", "official": "fine", "blocked": "fine"}  # the key by which each strategy separates patients
 COLUMN = {"fine": "patient_fine", "coarse": "patient_coarse", "pixels": "pixel_hash"}  # what each key compares
+KEYS = COLUMN | {"near": "near"}  # also near duplicates, which only some catalogs know of
 
 
 def resplit(
     catalog: pd.DataFrame, strategy: str = "pooled", seed: int = 0,
     fractions: Sequence[float] | None = None, ends: tuple[str, str] = ("test", "val"),
 ) -> pd.DataFrame:  # fmt: skip
-    """Assign every readable image to a split, so that no patient and no exact copy of an image is in two splits.
+    """Assign every readable image to a split, so that no patient and no (near) duplicate of an image is in two splits.
 
     `pooled` divides all patients at random, stratified by label and cause and grouped by the coarse key. `official`
     keeps Kaggle's test folder whole and divides the other images in the same way; images that share a fine-key patient
-    or exact pixels with the test folder are left out. `blocked` holds out the lowest and the highest patient numbers of
-    each counter, grouped by the fine key; it is neither random nor stratified.
+    or a (near) duplicate with the test folder are left out. `blocked` holds out the lowest and the highest patient
+    numbers of each counter, grouped by the fine key; it is neither random nor stratified.
 
     Args:
         catalog: from `build_catalog`.
@@ -64,7 +67,7 @@ def _pooled(manifest: pd.DataFrame, shares: Mapping[str, float], seed: int) -> p
     Groups come in random order, but those that are too large for the smallest split come first. Each goes to the split
     where it brings the counts closest to their targets; the last groups of a stratum go to splits that have none of it.
     """
-    groups = _linked(manifest, ["patient_coarse", "patient_fine", "pixel_hash"])
+    groups = _linked(manifest, ["patient_coarse", "patient_fine", "pixel_hash", "near"])
     counts = pd.crosstab(groups, (manifest["label"] + " " + manifest["cause"]).to_numpy()).to_numpy(float)
     total, waiting = counts.sum(axis=0), (counts > 0).sum(axis=0)  # images and groups still to come, (strata,)
     target = np.array(list(shares.values()))[:, None] * total  # (splits, strata)
@@ -94,9 +97,10 @@ def _official(manifest: pd.DataFrame, shares: Mapping[str, float], seed: int) ->
         what = "split='official' keeps Kaggle's test folder, and this data has none: chest_xray/test/<class>/"
         raise ValueError(f"{what} is missing. Use split='pooled' or 'blocked', or the whole dataset.")
     test, rest = manifest[in_test].assign(split="test"), manifest[~in_test]
-    leaks = rest["patient_fine"].isin(test["patient_fine"]) | rest["pixel_hash"].isin(test["pixel_hash"])
+    columns = ["patient_fine", "pixel_hash", "near"]
+    leaks = np.any([_values(rest, column).isin(_values(test, column)) for column in columns], axis=0)
     if leaks.any():
-        print(f"note: {leaks.sum()} images of train and val share a patient or exact pixels with test and are left out")
+        print(f"note: {leaks.sum()} images of train and val share a patient or a duplicate with test and are left out")
     if leaks.all():
         raise ValueError("split='official' finds no image to learn from outside the test folder")
     return pd.concat([_pooled(rest[~leaks], shares, seed), test]).sort_values("path", ignore_index=True)
@@ -121,15 +125,23 @@ def _blocked(manifest: pd.DataFrame, shares: Mapping[str, float], ends: tuple[st
 
     # Copies of an image in two blocks move all images of their patients to the split that comes last in `SPLITS`.
     number = pd.Series(np.select(at_ends, [SPLITS.index(end) for end in ends], SPLITS.index("train")))
-    last = number.groupby(_linked(manifest, ["patient_fine", "pixel_hash"])).transform("max")
+    last = number.groupby(_linked(manifest, ["patient_fine", "pixel_hash", "near"])).transform("max")
     return manifest.assign(split=np.array(SPLITS)[last])
+
+
+def _values(manifest: pd.DataFrame, column: str) -> pd.Series:
+    """A column by which images belong together; one without near duplicates belongs to none, and has its own path."""
+    values = manifest[column] if column in manifest or column != "near" else pd.Series("", manifest.index)
+    return values.where(values != "", manifest["path"]) if column == "near" else values
 
 
 def _linked(manifest: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int_]:
     """Number the groups of rows that share a value in any column, directly or through other rows, (N,)."""
     # A graph with a node per row and a node per value, and an edge from each row to each of its values.
     rows = np.tile(np.arange(len(manifest)), len(columns))
-    values = pd.factorize(pd.concat([column + "=" + manifest[column] for column in columns]))[0] + len(manifest)
+    values = pd.factorize(pd.concat([column + "=" + _values(manifest, column) for column in columns]))[0] + len(
+        manifest
+    )
     graph = sparse.csr_array((np.ones(len(rows)), (rows, values)), shape=(len(manifest) + len(rows),) * 2)
     return np.asarray(sparse.csgraph.connected_components(graph, directed=False)[1][: len(manifest)])
 
@@ -168,20 +180,20 @@ def leak_report(manifest: pd.DataFrame) -> pd.DataFrame:
         manifest: any catalog rows with a column `split`.
 
     Returns:
-        One row per pair of splits and key (`fine`, `coarse`, `pixels`): first, second, key, shared (the number of
-        patients, or of distinct images, that are in both), and first_images and second_images, the images of each side
-        that belong to them.
+        One row per pair of splits and key (`fine`, `coarse`, `pixels`, `near`): first, second, key, shared (the number
+        of patients, or of distinct images, that are in both), and first_images and second_images, the images of each
+        side that belong to them.
     """
     present = sorted(set(manifest["split"]), key=lambda name: ([*SPLITS, name].index(name), name))  # others come last
     rows = []
-    for (first, second), (key, column) in product(combinations(present, 2), COLUMN.items()):
-        one, two = (manifest.loc[manifest["split"] == name, column] for name in (first, second))
+    for (first, second), (key, column) in product(combinations(present, 2), KEYS.items()):
+        one, two = (_values(manifest, column)[manifest["split"] == name] for name in (first, second))
         rows.append((first, second, key, one[one.isin(two)].nunique(), one.isin(two).sum(), two.isin(one).sum()))
     return pd.DataFrame(rows, columns=["first", "second", "key", "shared", "first_images", "second_images"])
 
 
 def check_manifest(manifest: pd.DataFrame, key: str) -> None:
-    """Refuse splits that share a patient or exact pixels.
+    """Refuse splits that share a patient, exact pixels, or a near duplicate where the manifest knows of those.
 
     Args:
         manifest: catalog rows with a column `split`.
@@ -193,11 +205,13 @@ def check_manifest(manifest: pd.DataFrame, key: str) -> None:
     """
     if key not in ("fine", "coarse"):
         raise ValueError(f"key={key!r}: expected fine or coarse")
-    for column, what in ((COLUMN[key], f"patients under the {key} key"), ("pixel_hash", "duplicate images")):
-        leaks = manifest[manifest.groupby(column)["split"].transform("nunique") > 1]
+    names = {COLUMN[key]: f"patients under the {key} key", "pixel_hash": "duplicate images", "near": "near duplicates"}
+    for column, what in names.items():
+        leaks = manifest[manifest["split"].groupby(_values(manifest, column)).transform("nunique") > 1]
         if len(leaks):
             path, patient = leaks.iloc[0][["path", "patient_fine"]]
-            leak = f"{leaks[column].nunique():,} {what} are in more than one split, such as {path} of patient {patient}"
+            count = _values(leaks, column).nunique()
+            leak = f"{count:,} {what} are in more than one split, such as {path} of patient {patient}"
             raise LeakError(f"{leak}. Do not train on this.")
 
 
@@ -212,13 +226,13 @@ def folds(manifest: pd.DataFrame, k: int, seed: int = 0) -> list[pd.DataFrame]:
         seed: seed of the random order.
 
     Returns:
-        `k` manifests, in which no patient (under either key) and no exact copy of an image is in two splits.
+        `k` manifests, in which no patient (under either key) and no (near) duplicate is in two splits.
 
     Raises:
         ValueError: fewer than three folds, or a class with fewer groups of linked patients than folds.
     """
     manifest = manifest.sort_values("path", ignore_index=True)
-    groups, strata = _linked(manifest, list(COLUMN.values())), manifest["label"] + " " + manifest["cause"]
+    groups, strata = _linked(manifest, list(KEYS.values())), manifest["label"] + " " + manifest["cause"]
     fewest = pd.Series(groups).groupby(manifest["label"]).nunique().min()
     if k < 3 or fewest < k:
         raise ValueError(f"k={k}: expected 3 or more, and no more than the smallest class has patients ({fewest})")
@@ -281,9 +295,10 @@ def check_unseen(manifest: pd.DataFrame, trained_on: pd.DataFrame, run: str) -> 
 
 
 def manifest_path(settings: Settings, catalog: pd.DataFrame) -> Path:
-    """Where the split of these files is saved: the name holds strategy, shares, seed and fingerprint."""
+    """Where the split is saved: the name holds strategy, shares, patients if set, seed and the files' fingerprint."""
     shares = "-".join(f"{100 * part:g}" for part in settings.fractions)
-    name = f"splits-{settings.split}-{shares}-seed{settings.split_seed}-{fingerprint(catalog)[:8]}.csv"
+    patients = f"-patients{digest(catalog['patient_fine'].tolist())[:6]}" if settings.patients else ""
+    name = f"splits-{settings.split}-{shares}{patients}-seed{settings.split_seed}-{fingerprint(catalog)[:8]}.csv"
     return settings.processed_folder / name
 
 
@@ -303,14 +318,22 @@ def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
     """
     path = manifest_path(settings, catalog)
     if saved := path.is_file():
-        manifest = pd.read_csv(path, keep_default_na=False)
+        manifest = read_rows(path)
+        added = catalog.columns.difference(manifest.columns, sort=False)  # those that its version did not know yet
+        manifest = manifest.merge(catalog[["path", *added]], on="path", how="left") if len(added) else manifest
     else:
         manifest = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
-    check_manifest(manifest, KEY[settings.split])
+    try:
+        check_manifest(manifest, KEY[settings.split])
+    except LeakError as error:
+        raise LeakError(f"{error} Remove {path.name} to divide the patients anew." if saved else str(error)) from None
     if not saved:
         for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
             print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
         write_text(path, manifest.to_csv(index=False))
-    what = f"{'read' if saved else 'saved'}, {len(manifest):,} images"
+    if (table := settings.patients_table) and table.parent != path.parent:
+        with atomic_file(path.with_name(table.name)) as copy:
+            shutil.copyfile(table, copy)
+    what = f"{'read' if saved else 'saved'}, {len(manifest):,} images; {patients_claim(manifest)}"
     print_once(f"data/processed/{settings.data_name}/{path.name}: {what}")
     return manifest

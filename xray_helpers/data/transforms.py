@@ -5,7 +5,7 @@ Both work on whole batches, on the device of the batch.
 
 import math
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import kornia.augmentation as ka
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xray_helpers.data.catalog import RESIZES, read_image
+from xray_helpers.data.reader import RESIZES, UNKNOWN, Source, Whites, read_film, to_square
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's weights expect
 GRAY = 0.449  # mean of IMAGENET_MEAN: what is erased becomes about 0 for the network
@@ -28,24 +28,33 @@ class Preprocess:
         resize: how a file becomes square: `squash`, `pad` or `crop`.
         mean: mean of each of the network's three channels.
         std: standard deviation of each channel.
+        whites: the level that counts as white in images of more than 8 bits, of integers and of floats, as found from
+            the training data; None where it had none, so that each file's own levels decide.
     """
 
     size: int
     resize: str = "squash"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    whites: Whites = field(default=UNKNOWN, repr=False)
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
             raise ValueError(f"resize={self.resize!r}: expected {', '.join(RESIZES)}")
-        for name in ("mean", "std"):  # lists, when they come from JSON
+        for name in ("mean", "std", "whites"):  # lists, when they come from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            if len(getattr(self, name)) != 3:
+            if name != "whites" and len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}={getattr(self, name)}: expected one number for each of three channels")
 
     def read(self, path: Path) -> Tensor:
         """Decode one file; uint8 (1, S, S)."""
-        return torch.tensor(read_image(path, self.size, self.resize)).unsqueeze(0)
+        return self.read_noted(path)[0]
+
+    def read_noted(self, path: Source) -> tuple[Tensor, str]:
+        """Decode one file, or a member of a zip: uint8 (1, S, S), and a note on what reading had to do."""
+        film = read_film(path, self.size)
+        image = to_square(film.gray(self.whites), self.size, self.resize)
+        return torch.tensor(image).unsqueeze(0), film.notes(self.whites)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scale to 0…1, repeat to three channels, standardise.
@@ -76,6 +85,19 @@ def to_unit(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def gray_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What tells an unusual image from usual ones, by its gray levels alone.
+
+    Args:
+        images: uint8 (B, 1, S, S).
+
+    Returns:
+        Mean and standard deviation of each image's gray levels, float32 (B,), and its 8 × 8 thumbnail, (B, 64).
+    """
+    levels = images.float()
+    return levels.mean((1, 2, 3)), levels.std((1, 2, 3)), functional.adaptive_avg_pool2d(levels, 8).flatten(1)
 
 
 # How far each augmentation goes: degrees of rotation to either side; shift and stretch as part of the side; exposure as

@@ -14,11 +14,11 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from xray_helpers.data.catalog import to_square
+from xray_helpers.data.reader import to_square
 from xray_helpers.data.shortcuts import FRAME
 from xray_helpers.data.synthetic import draw
 from xray_helpers.data.transforms import GRAY, to_unit
-from xray_helpers.inference import run_network
+from xray_helpers.inference import judged_classes, run_network
 from xray_helpers.metrics import auc_interval, share_interval
 from xray_helpers.plots import overlays
 from xray_helpers.predict import predict_images
@@ -38,7 +38,7 @@ def activation_maps(model: ResNet, images: Tensor, target: int = 0, block: str =
     Args:
         model: from `load_model`.
         images: uint8 (N, 1, S, S).
-        target: number of the output; with one output, 0 is that of the second class.
+        target: number of the output; with one output, 0 is that of the finding.
         block: `layer4`, or `layer3` for twice as many cells a side.
 
     Returns:
@@ -160,10 +160,11 @@ def occlude(images: Tensor, part: str) -> Tensor:
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """Of not being of the first class, float64 (N,), from logits (N, 1) or (N, C)."""
+    """Of the finding, float64 (N, 1), from logits (N, 1); of each class against the rest, (N, C), from (N, C)."""
+    values, own = logits.double(), torch.eye(logits.shape[1], dtype=torch.bool)
     if logits.shape[1] == 1:
-        return logits.squeeze(1).double()
-    return logits[:, 1:].double().logsumexp(dim=1) - logits[:, 0].double()
+        return values
+    return values - values.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(dim=2)
 
 
 def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: ArrayLike) -> pd.DataFrame:
@@ -173,21 +174,23 @@ def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: A
     and is at chance when nothing else is left.
 
     Args:
-        model: from `load_model`; with more than two classes, what is judged is "none of the first class".
+        model: from `load_model`.
         images: uint8 (N, 1, S, S).
-        truth: 0 or 1, (N,).
+        truth: class numbers, (N,).
         patients: whose image each is, (N,).
 
     Returns:
-        One row per part: part, auc, low and high (95% over patients), moved (mean change of the log-odds, whatever its
-        sign), turned (share of decisions at 0.5 that turn).
+        One row per part and class, the finding alone where there are two: part, class, auc, low and high (against the
+        rest, 95% over patients), moved (mean change of the class's log-odds, whatever its sign), turned (share of
+        decisions at 0.5 that turn).
     """
-    rows, whole = [], np.zeros(0)
+    rows, whole, classes = [], np.zeros(0), model.info.classes
     for part in PARTS:
         batches = ((occlude(batch, part), None) for batch in images.split(BATCH))
-        logits = log_odds(run_network(model, batches, model.info.preprocess)).numpy()
-        whole = logits if part == PARTS[0] else whole
-        auc = auc_interval(truth, logits, patients)
-        moved, turned = np.abs(logits - whole).mean(), ((logits >= 0) != (whole >= 0)).mean()
-        rows.append((part, auc["value"], auc["low"], auc["high"], float(moved), float(turned)))
-    return pd.DataFrame(rows, columns=["part", "auc", "low", "high", "moved", "turned"])
+        odds = log_odds(run_network(model, batches, model.info.preprocess)).numpy()  # (N, 1) or (N, C)
+        whole = odds if part == PARTS[0] else whole
+        for name, now, before in zip(judged_classes(classes), odds.T, whole.T, strict=True):
+            auc = auc_interval(np.asarray(truth) == classes.index(name), now, patients)
+            moved, turned = np.abs(now - before).mean(), ((now >= 0) != (before >= 0)).mean()
+            rows.append((part, name, auc["value"], auc["low"], auc["high"], float(moved), float(turned)))
+    return pd.DataFrame(rows, columns=["part", "class", "auc", "low", "high", "moved", "turned"])

@@ -12,9 +12,10 @@ import pandas as pd
 from torch import nn
 
 from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data
+from xray_helpers.data.patients import patients_claim, patients_known
 from xray_helpers.data.splits import check_unseen, split_digest
 from xray_helpers.files import CheckpointError, write_text
-from xray_helpers.inference import Transform, prediction_table, run_network
+from xray_helpers.inference import Transform, finding_of, prediction_table, run_network
 from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval
 from xray_helpers.settings import Settings, choose_device, choose_precision
 from xray_helpers.training.checkpoint import BEST, CARD, EARLIER, HISTORY, TRAINED_ON, load_model
@@ -33,6 +34,8 @@ def run_settings(folder: Path) -> Settings:
         values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         given = Settings.from_env()
         data = given.data if given.data_name == values["data"] else values["data"]
+        if Path(given.patients).name == values.get("patients"):
+            values["patients"] = given.patients
         # The weights that training began with are not needed any more, and may be gone.
         return Settings(**{**values, "data": data, "weights": "none", "device": "auto", "precision": "auto"})
     except (FileNotFoundError, TypeError, KeyError, json.JSONDecodeError) as error:
@@ -114,7 +117,7 @@ def evaluate_run(
         raise ValueError(f"{folder.name} was trained with preprocessing of your own: pass the function as preprocess=")
 
     # Refuse what the run learned from. Whoever trained on batches of their own has to know it themselves.
-    protocol = f"{data.settings.split} split, patients apart"
+    protocol = f"{data.settings.split} split, {patients_claim(data.manifest)}"
     if info.split and network.trained_on is None:
         raise CheckpointError(f"{folder.name}/{TRAINED_ON} is missing, which tells what the run learned from")
     if info.split:
@@ -130,12 +133,14 @@ def evaluate_run(
     table = prediction_table(dataset, logits, info.calibration)
     write_text(folder / f"predictions-{split}.csv", table.to_csv(index=False))
 
-    # Judge them, with intervals over patients.
+    # Judge them, with intervals over patients where these are known, and else over images.
+    patients = table["patient"] if patients_known(data.manifest) else None
     probability = table["probability"] if info.num_outputs == 1 else table.filter(like="p_")
-    judged = evaluate(table["truth"], probability, table["patient"], info.operating_points, info.classes)
+    judged = evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
     found = {"protocol": protocol, **judged}
     if info.num_outputs == 1:
-        found["calibrated"] = calibration(table["truth"], table["calibrated"], Bootstrap(table["patient"]))
+        bootstrap = Bootstrap(range(len(table)) if patients is None else patients)
+        found["calibrated"] = calibration(table["truth"], table["calibrated"], bootstrap)
 
     # Write them beside those of the other split, with what they depend on.
     file, settings = folder / METRICS, folder / "settings.json"
@@ -146,6 +151,7 @@ def evaluate_run(
     device = choose_device(saved["device"]).value
     content |= {
         split: found,
+        "finding": finding_of(info.classes),
         "whose": data.settings.data_description,
         "settings": saved,
         "data_fingerprint": info.fingerprint,

@@ -86,7 +86,7 @@ def auc_intervals(table: pd.DataFrame, title: str, xlabel: str = "cross-validate
     ax = _intervals(table, colours, ".3f", title, ax)
     ax.axvline(0.5, color=NEUTRAL, linestyle="--")
     ax.set_xlim(min(0.4, table["low"].min() - 0.02), 1.005)
-    ax.set_xlabel(f"{xlabel} (bar: 95% interval over patients; dashed: chance; n = {table['n'].iloc[0]:,})")
+    ax.set_xlabel(f"{xlabel} (bar: 95% interval; dashed: chance; n = {table['n'].iloc[0]:,})")
     return ax
 
 

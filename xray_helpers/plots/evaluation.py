@@ -51,7 +51,7 @@ def operating_curves(truth: Array, probability: Array, points: Points, positive:
     for kind, ax in ((RocCurveDisplay, left), (PrecisionRecallDisplay, right)):
         drawn = kind.from_predictions(truth, probability, ax=ax, plot_chance_level=True)
         drawn.line_.set(color=GOOD, linewidth=2.5, label="_curve")  # a name with _ stays out of the legend
-    parts = []
+    parts = [f"{positive}, n = {len(truth):,}"]
     for name, shade, marker, _ in styles(dict.fromkeys(points, BAD)):
         hits, rejections, precision = (points[name][key]["value"] for key in ("sensitivity", "specificity", "ppv"))
         label = f"{name}: p ≥ {points[name]['threshold']:.3g}"

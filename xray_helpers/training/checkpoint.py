@@ -60,6 +60,8 @@ class ModelInfo:
         weights: what training started from: `imagenet`, `none`, the name of a file, or that of an earlier run.
         calibration: slope and intercept of the calibrated log-odds (two classes; fitted on validation).
         operating_points: name → threshold of the probability.
+        gray: of the training images, the lowest and highest `mean` and `standard deviation` of an image's gray levels,
+            and the mean 8 × 8 `thumbnail`, row by row; None where they are not known.
     """
 
     arch: str
@@ -73,6 +75,7 @@ class ModelInfo:
     weights: str = "none"
     calibration: dict[str, float] = field(default_factory=lambda: {"slope": 1.0, "intercept": 0.0})
     operating_points: dict[str, float] = field(default_factory=lambda: {"0.5": 0.5})
+    gray: dict[str, list[float]] | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -135,7 +138,7 @@ def load_model(folder_or_file: str | Path, device: str = "cpu", into: nn.Module 
     """The best model of a run, ready for inference.
 
     Args:
-        folder_or_file: of a run, or a copy of its `best.safetensors`.
+        folder_or_file: of a run, any file in its folder, or a copy of its `best.safetensors`.
         device: such as `cpu` or `cuda`, whatever it was trained on.
         into: for a network of your own, one of the same class, which takes the weights; None builds the ResNet.
 
@@ -148,7 +151,7 @@ def load_model(folder_or_file: str | Path, device: str = "cpu", into: nn.Module 
     Raises:
         CheckpointError: the file is missing or damaged, or the weights do not fit.
     """
-    path = Path(folder_or_file)
+    path = run_folder(Path(folder_or_file))
     file = path if path.is_file() else path / BEST
     if not file.is_file():
         raise CheckpointError(f"{path.name} holds no finished model ({BEST}). Train it first.")
@@ -368,6 +371,11 @@ def made_aside(folder: Path, fresh: bool, accelerator: Accelerator) -> Iterator[
 def fresh_folder(folder: Path) -> Path:
     """Where a fresh run is made, beside the earlier one."""
     return folder.with_name(f".{folder.name}.fresh")
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of a run where one of its files is named; any other path as it is."""
+    return path.parent if path.is_file() and path.name in (*RUN_FILES, SETTINGS) else path
 
 
 def latest_run(models: Path) -> Path:

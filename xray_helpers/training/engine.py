@@ -117,6 +117,13 @@ def train_one_epoch(
             sizes.append(len(labels))
             if len(losses) % CHECK_EVERY == 0:
                 _check_finite(losses, epoch, optimizer)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        advice = f"Set BATCH_SIZE to {2 * count} or more, or IMAGE_SIZE higher."
+        raise ValueError(
+            f"A batch of one image is too small for this network's batch normalisation. {advice}"
+        ) from None
     except torch.cuda.OutOfMemoryError:
         size, shape = len(labels), tuple(images.shape[1:])
         advice = f"Set BATCH_SIZE to {max(1, size // 2)} or less; what was saved is kept."

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet, get_model, get_model_weights
 
-from xray_helpers.files import WeightsError
+from xray_helpers.files import WeightsError, print_once
 from xray_helpers.settings import ARCHS
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds to wait for the server that holds the weights
 CACHE = "the folder hub/checkpoints of PyTorch's cache (~/.cache/torch, or TORCH_HOME)"
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
 GROUPS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 
 
@@ -30,7 +31,8 @@ def build_model(arch: str = "resnet18", num_outputs: int = 1, weights: str = "im
         arch: a ResNet by torchvision's name, such as `resnet18`.
         num_outputs: 1 for two classes, else the number of classes.
         weights: `imagenet` (from torchvision's cache, or downloaded into it), `none`, or a file with a state dict
-            (`.safetensors`, or whatever `torch.load` reads without running code).
+            (`.safetensors`, or whatever `torch.load` reads without running code), also one that is wrapped as training
+            scripts do (`state_dict`, `model`, prefixes such as `module.`).
 
     Returns:
         A model that maps float (B, 3, S, S) to logits (B, num_outputs); `model.weights` names what it starts from:
@@ -91,6 +93,29 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise WeightsError(f"{file.name} cannot be read as a state dict ({type(error).__name__}): {reason}") from None
     if not isinstance(state, Mapping):
         raise WeightsError(f"{file.name} holds a {type(state).__name__}, not a state dict")
+    return _unwrap(state, file.name)
+
+
+def _unwrap(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Take off what training scripts wrap around a ResNet's state dict: entries that hold it, prefixes of its names.
+
+    Raises:
+        WeightsError: it holds more than one ResNet.
+    """
+    said = ""
+    while entry := next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), ""):
+        state, said = state[entry], f"{said} taken out of {entry!r};"
+    stems = (key.removesuffix("conv1.weight") for key in state if key.endswith("conv1.weight"))
+    prefixes = [stem for stem in stems if any(key.startswith(f"{stem}layer1.") for key in state)]
+    if len(prefixes) > 1:
+        raise WeightsError(f"{name} holds {len(prefixes)} networks ({', '.join(prefixes)}): save one of them alone")
+    if prefix := "".join(prefixes):
+        kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        others = f" and {len(state) - len(kept)} entries that lack it" if len(kept) < len(state) else ""
+        said += f" without the prefix {prefix!r}{others};"
+        state = kept
+    if said:
+        print_once(f"note: {name}:{said.rstrip(';')}")
     return state
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torchvision.models import ResNet
 
-from xray_helpers.data.dataset import Loaders, PreparedData, make_loaders, prepare_data
-from xray_helpers.data.transforms import Augmentation
+from xray_helpers.data.dataset import Loaders, PreparedData, XrayDataset, make_loaders, prepare_data
+from xray_helpers.data.transforms import Augmentation, gray_statistics
 from xray_helpers.files import WeightsError, print_once, write_text
 from xray_helpers.inference import make_accelerator, prediction_table, probabilities, run_network
 from xray_helpers.metrics import operating_points, platt
@@ -48,7 +48,7 @@ def train(
         XrayError, MemoryError, OSError: as `fit`.
     """
     data = data or prepare_data(settings)
-    for field in ("data_name", "split", "fractions", "split_seed", "task", "image_size", "resize"):
+    for field in ("data_name", "split", "fractions", "split_seed", "task", "finding", "image_size", "resize"):
         if getattr(data.settings, field) != getattr(settings, field):
             raise ValueError(f"data was prepared with {field}={getattr(data.settings, field)!r}, not the settings' own")
     loaders = make_loaders(data, settings.batch_size, settings.seed, settings.workers)
@@ -89,7 +89,7 @@ def same_but_for_epochs(settings: Settings) -> list[str]:
     wanted, found = settings.without_paths(), []
     for file in sorted(settings.run_folder.parent.glob("[!.]*/settings.json")):
         saved = json.loads(file.read_text(encoding="utf-8"))
-        differ = {name for name, value in wanted.items() if json.loads(json.dumps(value)) != saved.get(name)}
+        differ = {name for name, value in wanted.items() if json.loads(json.dumps(value)) != saved.get(name, "")}
         found += [file.parent.name] if "epochs" in differ and differ <= {"epochs", "more_epochs"} else []
     return found
 
@@ -125,8 +125,21 @@ def initial_model(settings: Settings, loaders: Loaders) -> tuple[ResNet, Setting
     return model, settings
 
 
+def gray_facts(dataset: XrayDataset) -> dict[str, list[float]]:
+    """What `ModelInfo.gray` says of a dataset's images."""
+    parts = torch.arange(len(dataset)).split(512)
+    means, stds, thumbnails = map(
+        torch.cat, zip(*(gray_statistics(dataset[p.tolist()][0]) for p in parts), strict=True)
+    )
+    ranges = {"mean": means, "standard deviation": stds}
+    facts = {name: [float(each.min()), float(each.max())] for name, each in ranges.items()}
+    return facts | {"thumbnail": thumbnails.mean(0).tolist()}
+
+
 def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu") -> None:
     """Fit calibration and thresholds of a run's best model on validation, in float32, and save them with it.
+
+    What the training images' grays are like is saved too.
 
     Writes `best.safetensors` anew, and the model's predictions on validation.
     """
@@ -137,6 +150,6 @@ def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu"
         truth, chance = dataset.labels.numpy(), probabilities(logits.double()).numpy()
         scale, points = platt(truth, logits.squeeze(1).numpy()), operating_points(truth, chance)
         info = replace(info, calibration=scale, operating_points=points)
-        save_model(folder, model, info)
+    save_model(folder, model, replace(info, gray=gray_facts(loaders.train.dataset)))
     table = prediction_table(dataset, logits, info.calibration)
     write_text(folder / PREDICTIONS, table.to_csv(index=False))
