@@ -82,7 +82,7 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     try:
         left_out = _fill(settings, staging)
-        files.write_text(staging / LEFT_OUT, left_out.to_csv(index=False))
+        left_out.to_csv(staging / LEFT_OUT, index=False)
         names = list(_list_files(staging / "chest_xray"))
         (staging / "complete.json").write_text(json.dumps({"origin": origin, "files": len(names)}) + "\n")
         if hasattr(os, "sync"):

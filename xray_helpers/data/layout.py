@@ -88,15 +88,16 @@ def _check_classes(
 
 def unusable_name(name: str) -> str:
     """Why a file cannot be one of a dataset's images, by its path alone; `""` where it can."""
-    path = PurePosixPath(_shown(name))
-    parts, suffix = [part.lower() for part in path.parts], path.suffix.lower()
+    shown = _shown(name)
+    parts = shown.lower().split("/")
+    suffix = os.path.splitext(parts[-1])[1]  # noqa: PTH122 - for thousands of names
     if any(part.startswith(".") or part in SYSTEM_FILES for part in parts):
         return "hidden or system file"
     if suffix not in IMAGE_SUFFIXES:
         return f"not an image format: {suffix or 'no suffix'}"
     if "masks" in parts[:-1]:
         return "in a folder of masks"
-    return f"with a name that is not UTF-8: {path.name}" if _shown(name) != name else ""
+    return f"with a name that is not UTF-8: {shown.rpartition('/')[2]}" if shown != name else ""
 
 
 def _shown(name: str) -> str:
