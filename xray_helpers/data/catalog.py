@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import cast
 from warnings import catch_warnings
 
 import pandas as pd
@@ -143,9 +144,10 @@ def _decode(path: Path) -> dict[str, object]:
         film = read_film(path)
     except UnreadableError as error:
         return {**error.known, "error": str(error)}
-    pixels, (low, high) = film.pixels, map(float, film.pixels.getextrema())
+    pixels, (low, high) = film.pixels, cast(tuple[float, float], film.pixels.getextrema())
     content = hashlib.sha256(f"{pixels.size}{' inverted' if film.inverted else ''}".encode() + pixels.tobytes())
-    found = {"width": pixels.width, "height": pixels.height, "mode": film.mode, "low": low, "high": high}
+    found = {"width": pixels.width, "height": pixels.height, "mode": film.mode}
+    found |= {"low": float(low), "high": float(high)}
     facts = {"pixel_hash": content.hexdigest()[:24], "quantisation": film.quantisation, "note": film.note}
     return {**found, **facts}
 
