@@ -170,8 +170,14 @@ class Settings:
         return self._find(self.data)
 
     def weights_source(self) -> str:
-        """`imagenet`, `none`, or the path of the file or folder that `weights` names, found in the same way."""
-        return self.weights if self.weights in ("imagenet", "none") else str(self._find(self.weights))
+        """`imagenet`, `none`, or the path of the file or folder that `weights` names, found in the same way.
+
+        A file in the folder of a run stands for the folder, so that what the run learned from is known.
+        """
+        if self.weights in ("imagenet", "none"):
+            return self.weights
+        path = self._find(self.weights)
+        return str(path.parent if (path.parent / "trained-on.csv").is_file() else path)
 
     @property
     def patients_table(self) -> Path | None:

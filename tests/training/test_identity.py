@@ -414,8 +414,10 @@ class TestFromAnEarlierRun:
     @pytest.mark.fault("a run and its split part")
     def test_its_training_images_are_not_judged_on(self, settings, tmp_path):
         first = run(settings)
-        with pytest.raises(LeakError, match=f"images share their .* with images that {first.folder.name} learned from"):
-            run(settings, weights=str(first.folder), split_seed=1)
+        for weights in (first.folder, first.folder / BEST):
+            said = f"images share their .* with images that {first.folder.name} learned from"
+            with pytest.raises(LeakError, match=said):
+                run(settings, weights=str(weights), split_seed=1)
         assert len([path for path in (tmp_path / "models").iterdir() if (path / BEST).is_file()]) == 1
 
     def test_a_model_that_was_loaded_begins_a_new_run(self, data, settings, tmp_path):

@@ -116,7 +116,7 @@ def _blocked(manifest: pd.DataFrame, shares: Mapping[str, float], ends: tuple[st
     if lacking.any():
         raise ValueError(f"'blocked' needs patient numbers; no name in {lacking.idxmax()} has one: use split='pooled'")
     if unnumbered.any():
-        print(f"note: {unnumbered.sum()} images without a patient number stay in train")
+        print(f"note: what has no patient number stays in train ({unnumbered.sum():,} of {len(manifest):,} images)")
 
     # Each patient's place in its counter, from 0 to 1: the share of images before the middle of the patient's own.
     patients = case["number"].astype(float).groupby(case["counter"])
