@@ -31,11 +31,13 @@ def find_near_duplicates(root: Path, catalog: pd.DataFrame) -> pd.Series:
     """
     rows = catalog[(catalog["error"] == "") & (catalog[["width", "height"]].min(axis=1) >= SIZE // 2)]
     near, whites = pd.Series("", catalog.index), find_whites(catalog)
+    distinct = rows.drop_duplicates("pixel_hash")  # of many copies of one image every pair would be found
     if len(rows):
         with ThreadPoolExecutor() as pool:
-            images = list(pool.map(lambda path: read_image(root / path, SIZE, whites=whites), rows["path"]))
-        hashes = rows["pixel_hash"].groupby(near_duplicates(np.stack(images)))
-        near.update(hashes.transform("first")[hashes.transform("size") > 1])
+            images = list(pool.map(lambda path: read_image(root / path, SIZE, whites=whites), distinct["path"]))
+        first = distinct["pixel_hash"].groupby(near_duplicates(np.stack(images))).transform("first")
+        shared = rows["pixel_hash"].map(dict(zip(distinct["pixel_hash"], first, strict=True)))
+        near.update(shared[shared.groupby(shared).transform("size") > 1])
     return near
 
 
