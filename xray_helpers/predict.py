@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from xray_helpers.data.download import check_archive
-from xray_helpers.data.layout import SYSTEM_FILES
+from xray_helpers.data.layout import is_hidden
 from xray_helpers.data.reader import EMPTY, NOT_AN_IMAGE, Source, UnreadableError, named_as_image
 from xray_helpers.data.transforms import gray_statistics
 from xray_helpers.files import CorruptArchiveError, exit_on_error, list_files, project_root, write_text
@@ -58,16 +58,11 @@ def find_images(*sources: Path) -> tuple[list[Source], int]:
             files = [(path.relative_to(source).as_posix(), path) for path in list_files(source)]
         else:
             files = [(source.name.lstrip("."), source)] if source.is_file() else []
-        shown = [path for name, path in files if not _is_hidden(name)]
+        shown = [path for name, path in files if not is_hidden(name.replace("\\", "/"))]
         if not shown:
             raise FileNotFoundError(f"{source} is neither an image nor a folder or zip with images")
         found, hidden = found + shown, hidden + len(files) - len(shown)
     return found, hidden
-
-
-def _is_hidden(name: str) -> bool:
-    parts = name.replace("\\", "/").lower().split("/")
-    return any(part.startswith(".") or part in SYSTEM_FILES for part in parts)
 
 
 def _members(file: Path) -> list[ZipMember]:

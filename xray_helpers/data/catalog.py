@@ -14,7 +14,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from xray_helpers.data.layout import unusable_name
-from xray_helpers.data.near_duplicates import find_near_duplicates
 from xray_helpers.data.patients import assign_patients
 from xray_helpers.data.reader import (
     SLIVER,
@@ -102,6 +101,8 @@ def build_catalog(root: Path, cache: Path | None = None, settings: Settings | No
     cached = cache / f"catalog-{listing}.csv" if cache else None
     if cached and cached.is_file():
         return assign_patients(read_rows(cached), settings)
+    from xray_helpers.data.near_duplicates import find_near_duplicates  # imports torch, which takes seconds
+
     # Pillow decodes without holding Python's lock, so threads read on all cores.
     # A file that Pillow warns of as too large becomes a row with an error.
     with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), ThreadPoolExecutor() as pool:

@@ -91,13 +91,18 @@ def unusable_name(name: str) -> str:
     shown = _shown(name)
     parts = shown.lower().split("/")
     suffix = os.path.splitext(parts[-1])[1]  # noqa: PTH122 - for thousands of names
-    if any(part.startswith(".") or part in SYSTEM_FILES for part in parts):
+    if is_hidden(shown):
         return "hidden or system file"
     if suffix not in IMAGE_SUFFIXES:
         return f"not an image format: {suffix or 'no suffix'}"
     if "masks" in parts[:-1]:
         return "in a folder of masks"
     return f"with a name that is not UTF-8: {shown.rpartition('/')[2]}" if shown != name else ""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path (with `/`) leads to a hidden file or one that a system leaves behind, or into such a folder."""
+    return any(part.startswith(".") or part in SYSTEM_FILES for part in name.lower().split("/"))
 
 
 def _shown(name: str) -> str:

@@ -139,10 +139,9 @@ def _linked(manifest: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int_]:
     """Number the groups of rows that share a value in any column, directly or through other rows, (N,)."""
     # A graph with a node per row and a node per value, and an edge from each row to each of its values.
     rows = np.tile(np.arange(len(manifest)), len(columns))
-    values = pd.factorize(pd.concat([column + "=" + _values(manifest, column) for column in columns]))[0] + len(
-        manifest
-    )
-    graph = sparse.csr_array((np.ones(len(rows)), (rows, values)), shape=(len(manifest) + len(rows),) * 2)
+    values = pd.factorize(pd.concat([column + "=" + _values(manifest, column) for column in columns]))[0]
+    edges = rows, len(manifest) + values
+    graph = sparse.csr_array((np.ones(len(rows)), edges), shape=(len(manifest) + len(rows),) * 2)
     return np.asarray(sparse.csgraph.connected_components(graph, directed=False)[1][: len(manifest)])
 
 
@@ -271,7 +270,11 @@ def traces(manifest: pd.DataFrame, key: str) -> pd.DataFrame:
     Returns:
         One row per image: path, pixel_hash and the key's column (`patient_fine` or `patient_coarse`), each hashed.
     """
-    return manifest[["path", "pixel_hash", COLUMN[key]]].map(lambda value: digest([str(value)]))
+    return _hashed(manifest[["path", "pixel_hash", COLUMN[key]]])
+
+
+def _hashed(values: pd.DataFrame) -> pd.DataFrame:
+    return values.map(lambda value: digest([str(value)]))
 
 
 def check_unseen(manifest: pd.DataFrame, trained_on: pd.DataFrame, run: str) -> None:
@@ -285,9 +288,9 @@ def check_unseen(manifest: pd.DataFrame, trained_on: pd.DataFrame, run: str) -> 
     Raises:
         LeakError: the run learned from one of them; the message names one.
     """
-    words = {"path": "file", "pixel_hash": "exact pixels"}
+    words, hashed = {"path": "file", "pixel_hash": "exact pixels"}, _hashed(manifest[list(trained_on)])
     for column in trained_on:
-        known = manifest[column].map(lambda value: digest([str(value)])).isin(trained_on[column].dropna())
+        known = hashed[column].isin(trained_on[column].dropna())
         if known.any():
             what = f"{known.sum():,} of {len(manifest):,} images share their {words.get(column, 'patient')}"
             example = manifest.loc[known, "path"].iloc[0]
