@@ -46,21 +46,50 @@ def cross_validated_auc(features: ArrayLike, truth: pd.Series, patients: pd.Seri
         ValueError: fewer than two classes, or a class with too few patients to be in every fold.
     """
     table, (number, classes) = np.asarray(features, dtype=float), pd.factorize(truth, sort=True)
+    if (table == table[0]).all() and len(classes) > 1:  # constant features predict nothing
+        return {"value": 0.5, "low": 0.5, "high": 0.5}
+    scores = out_of_fold_scores(table, truth, patients, seed)
+    return auc_interval(number, scores[:, 1] if len(classes) == 2 else scores, patients, seed=seed)
+
+
+def out_of_fold_scores(
+    features: ArrayLike, truth: pd.Series, patients: pd.Series, seed: int = 0
+) -> NDArray[np.float64]:
+    """What gradient boosting says of each image, learned from other patients' images.
+
+    Args:
+        features: (N, F).
+        truth: class names, (N,).
+        patients: the patient of each image, (N,); a patient is never in two of the five folds.
+        seed: seed of the folds and the model.
+
+    Returns:
+        A column for each class in alphabetical order, (N, C): the place of its probability among those of the fold,
+        above 0 and up to 1. Places, since folds differ a little in prevalence, which would otherwise count as skill.
+
+    Raises:
+        ValueError: fewer than two classes, or a class with too few patients to be in every fold.
+    """
+    table, (number, classes) = np.asarray(features, dtype=float), pd.factorize(truth, sort=True)
     fewest = patients.groupby(truth).nunique().min()
     if len(classes) < 2 or fewest < FOLDS:
         raise ValueError(f"the audit needs two classes of at least {FOLDS} patients each; the smallest has {fewest}")
-    if (table == table[0]).all():  # constant features predict nothing
-        return {"value": 0.5, "low": 0.5, "high": 0.5}
     scores = np.zeros((len(table), len(classes)))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(table, number, patients)
+    for train, held_out in tqdm(folds, "cross-validating", FOLDS, leave=False, unit="fold"):
+        model = fit_boosting(table[train], number[train], seed)
+        found = model.predict_proba(table[held_out])
+        scores[np.ix_(held_out, model.classes_)] = rankdata(found, axis=0) / len(held_out)
+    return scores
+
+
+def fit_boosting(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> HistGradientBoostingClassifier:
+    """The small model of every audit: gradient boosting of 60 trees, from features (N, F) and labels (N,)."""
     # One thread: on a busy machine, threads that wait for each other after every small step take minutes for seconds.
     with threadpool_limits(1, user_api="openmp"):
-        for train, held_out in tqdm(folds, "cross-validating", FOLDS, leave=False, unit="fold"):
-            model = HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed)
-            found = model.fit(table[train], number[train]).predict_proba(table[held_out])
-            # Ranks within the fold: folds differ a little in prevalence, which would otherwise count as skill.
-            scores[np.ix_(held_out, model.classes_)] = rankdata(found, axis=0) / len(held_out)
-    return auc_interval(number, scores[:, 1] if len(classes) == 2 else scores, patients, seed=seed)
+        return HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed).fit(
+            features, labels
+        )
 
 
 def file_shortcuts(catalog: pd.DataFrame, target: str = "label", seed: int = 0) -> pd.DataFrame:
@@ -139,6 +168,30 @@ def thumbnail_baseline(images: Images, rows: pd.DataFrame, target: str = "label"
     return _audit({"8×8 thumbnail": thumbnails, "intensity histogram": histograms}, rows, target, seed)
 
 
+def style_features(images: Images) -> NDArray[np.float64]:
+    """What an image looks like without its anatomy: no lung can be made out in any of these.
+
+    Args:
+        images: uint8 (N, S, S).
+
+    Returns:
+        (N, F): an 8×8 thumbnail, a histogram of 16 bins, the mean of each of 16 rings from the border inwards, the
+        bytes that it takes as JPEG of quality 75, sharpness (the mean step from pixel to pixel), mean, deviation.
+    """
+    count, size = images.shape[:2]
+    thumbnails = _grid(images, 8).mean(axis=3).reshape(count, -1)  # (N, 64)
+    histograms = np.stack([np.histogram(image, bins=16, range=(0, 256))[0] for image in images])  # (N, 16)
+    distance = np.minimum(np.arange(size), np.arange(size)[::-1])
+    rings = np.minimum.outer(distance, distance) * 32 // size  # (S, S), the border is ring 0
+    share = np.stack([rings == ring for ring in range(16)], axis=-1).reshape(size * size, 16).astype(np.float32)
+    profiles = images.reshape(count, -1).astype(np.float32) @ (share / share.sum(axis=0))  # (N, 16)
+    saved = _saved_bytes(images, quality=75)
+    steps = [np.abs(np.diff(images.astype(np.int16), axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
+    levels = images.reshape(count, -1)
+    single = np.stack([saved, *steps, levels.mean(axis=1), levels.std(axis=1)], axis=1)  # (N, 5)
+    return np.concatenate([thumbnails, histograms, profiles, single], axis=1)
+
+
 def as_decoded(images: Images, rows: pd.DataFrame) -> pd.DataFrame:
     """The catalog rows as they would be if all decoded images were saved in the same way.
 
@@ -151,11 +204,16 @@ def as_decoded(images: Images, rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A copy of `rows` with width, height, mode, quantisation and bytes changed.
     """
+    same = {"width": images.shape[2], "height": images.shape[1], "mode": "L", "quantisation": 0.0}
+    return rows.assign(**same, bytes=_saved_bytes(images, quality=90))
+
+
+def _saved_bytes(images: Images, quality: int) -> list[int]:
+    """The bytes that each image takes as JPEG."""
     saved = [io.BytesIO() for _ in images]
     for image, buffer in zip(images, saved, strict=True):
-        Image.fromarray(image).save(buffer, "JPEG", quality=90)
-    same = {"width": images.shape[2], "height": images.shape[1], "mode": "L", "quantisation": 0.0}
-    return rows.assign(**same, bytes=[buffer.tell() for buffer in saved])
+        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return [buffer.tell() for buffer in saved]
 
 
 def _grid(images: Images, cells: int) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ def _pooled(manifest: pd.DataFrame, shares: Mapping[str, float], seed: int) -> p
     Groups come in random order, but those that are too large for the smallest split come first. Each goes to the split
     where it brings the counts closest to their targets; the last groups of a stratum go to splits that have none of it.
     """
-    groups = _linked(manifest, ["patient_coarse", "patient_fine", "pixel_hash", "near"])
+    groups = linked(manifest, ["patient_coarse", "patient_fine", "pixel_hash", "near"])
     counts = pd.crosstab(groups, (manifest["label"] + " " + manifest["cause"]).to_numpy()).to_numpy(float)
     total, waiting = counts.sum(axis=0), (counts > 0).sum(axis=0)  # images and groups still to come, (strata,)
     target = np.array(list(shares.values()))[:, None] * total  # (splits, strata)
@@ -125,7 +125,7 @@ def _blocked(manifest: pd.DataFrame, shares: Mapping[str, float], ends: tuple[st
 
     # Copies of an image in two blocks move all images of their patients to the split that comes last in `SPLITS`.
     number = pd.Series(np.select(at_ends, [SPLITS.index(end) for end in ends], SPLITS.index("train")))
-    last = number.groupby(_linked(manifest, ["patient_fine", "pixel_hash", "near"])).transform("max")
+    last = number.groupby(linked(manifest, ["patient_fine", "pixel_hash", "near"])).transform("max")
     return manifest.assign(split=np.array(SPLITS)[last])
 
 
@@ -135,7 +135,7 @@ def _values(manifest: pd.DataFrame, column: str) -> pd.Series:
     return values.where(values != "", manifest["path"]) if column == "near" else values
 
 
-def _linked(manifest: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int_]:
+def linked(manifest: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int_]:
     """Number the groups of rows that share a value in any column, directly or through other rows, (N,)."""
     # A graph with a node per row and a node per value, and an edge from each row to each of its values.
     rows = np.tile(np.arange(len(manifest)), len(columns))
@@ -231,7 +231,7 @@ def folds(manifest: pd.DataFrame, k: int, seed: int = 0) -> list[pd.DataFrame]:
         ValueError: fewer than three folds, or a class with fewer groups of linked patients than folds.
     """
     manifest = manifest.sort_values("path", ignore_index=True)
-    groups, strata = _linked(manifest, list(KEYS.values())), manifest["label"] + " " + manifest["cause"]
+    groups, strata = linked(manifest, list(KEYS.values())), manifest["label"] + " " + manifest["cause"]
     fewest = pd.Series(groups).groupby(manifest["label"]).nunique().min()
     if k < 3 or fewest < k:
         raise ValueError(f"k={k}: expected 3 or more, and no more than the smallest class has patients ({fewest})")
