@@ -46,9 +46,9 @@ def cross_validated_auc(features: ArrayLike, truth: pd.Series, patients: pd.Seri
         ValueError: fewer than two classes, or a class with too few patients to be in every fold.
     """
     table, (number, classes) = np.asarray(features, dtype=float), pd.factorize(truth, sort=True)
-    if (table == table[0]).all() and len(classes) > 1:  # constant features predict nothing
-        return {"value": 0.5, "low": 0.5, "high": 0.5}
     scores = out_of_fold_scores(table, truth, patients, seed)
+    if (table == table[0]).all():  # constant features predict nothing, with no uncertainty about it
+        return {"value": 0.5, "low": 0.5, "high": 0.5}
     return auc_interval(number, scores[:, 1] if len(classes) == 2 else scores, patients, seed=seed)
 
 
