@@ -49,7 +49,7 @@ class Settings:
     weights: str = _setting("imagenet", "imagenet, none, a state-dict file, or the folder of an earlier run")
     image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
     resize: str = _setting("squash", "how images become square", ("squash", "pad", "crop"))
-    augment: str = _setting("light", "strength of augmentation", ("none", "light", "strong"))
+    augment: str = _setting("style", "random changes of training images", ("none", "light", "strong", "style"))
     batch_size: int = _setting(32, "images per step", minimum=1)
     epochs: int = _setting(3, "epochs of fine-tuning", minimum=1)
     more_epochs: int = _setting(0, "epochs to add to a finished run", minimum=0)

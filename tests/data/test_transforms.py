@@ -83,7 +83,7 @@ class TestPreprocess:
 
 
 class TestAugmentation:
-    @pytest.mark.parametrize("strength", ["light", "strong"])
+    @pytest.mark.parametrize("strength", STRENGTHS)
     def test_every_image_is_changed_in_its_own_way_and_stays_an_image(self, batch, strength):
         seed_everything(0)
         same = batch[:1].expand(8, -1, -1, -1)
@@ -122,7 +122,7 @@ class TestAugmentation:
         assert 20 < mirrored < 44  # half of 64
 
     def test_another_strength_is_refused(self):
-        with pytest.raises(ValueError, match="augment='huge': expected none, light, strong"):
+        with pytest.raises(ValueError, match="augment='huge': expected none, light, strong, style"):
             Augmentation("huge", 64)
 
     def test_an_odd_size_and_one_image_work(self):
@@ -143,14 +143,42 @@ class TestSteps:
     """Each step alone: always applied, on images whose change can be measured."""
 
     def test_the_strengths_are_those_of_the_published_runs(self):
-        assert tuple(STRENGTHS["light"]) == (5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25)
-        assert tuple(STRENGTHS["strong"]) == (10, 0.10, 0.10, 0.2, 1.5, 2.0, 15, 0.15, 0.15, 0.5)
+        assert tuple(STRENGTHS["light"]) == (5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25, 0.0)
+        assert tuple(STRENGTHS["strong"]) == (10, 0.10, 0.10, 0.2, 1.5, 2.0, 15, 0.15, 0.15, 0.5, 0.0)
+        assert tuple(STRENGTHS["style"]) == (5, 0.05, 0.05, 0.4, 1.6, 1.0, 40, 0.0, 0.0, 0.25, 0.5)
 
     def test_geometry_comes_before_exposure_and_exposure_before_what_is_lost_or_erased(self):
         assert list(augmentations("light", 64, flip=True)) == [
             "flip", "rotate, shift, stretch", "brightness", "contrast", "gamma", "blur", "JPEG", "erase", "erase frame",
         ]  # fmt: skip
         assert "flip" not in augmentations("light", 64)
+        assert list(augmentations("style", 64)) == [
+            "filter", "rotate, shift, stretch", "brightness", "contrast", "gamma", "blur", "JPEG",
+        ]  # fmt: skip
+
+    def test_a_random_filter_keeps_brightness_and_places_but_not_texture(self, batch):
+        seed_everything(0)
+        image = to_unit(batch[:1]) * 0.4 + 0.3  # far from black and white, where levels would be cut off
+        changed = augmentations("style", 128, always=True)["filter"](image.expand(200, -1, -1, -1))
+        assert len({each.numpy().tobytes() for each in changed}) == 200
+        torch.testing.assert_close(changed.mean((1, 2, 3)), image.mean().expand(200), atol=0.01, rtol=0)
+        sharpness = changed.diff(dim=3).abs().mean((1, 2, 3)) / image.diff(dim=3).abs().mean()
+        assert sharpness.min() < 0.9
+        assert sharpness.max() > 1.5
+        assert changed.std((1, 2, 3)).max() < 1.1 * image.std()
+        point = torch.zeros(50, 1, 9, 9)
+        point[:, :, 4, 4] = 1
+        moved = augmentations("style", 9, always=True)["filter"](point) - point
+        inside = torch.zeros(9, 9, dtype=torch.bool)
+        inside[3:6, 3:6] = True
+        around = moved[:, 0, ~inside]  # one level for all places that the filter cannot reach
+        torch.testing.assert_close(around, around[:, :1].expand_as(around), atol=1e-5, rtol=0)
+
+    def test_what_lies_outside_of_a_moved_image_is_its_border_in_style(self):
+        seed_everything(0)
+        white = torch.ones(50, 1, 64, 64)
+        assert augmentations("light", 64)["rotate, shift, stretch"](white).min() < 0.5
+        assert augmentations("style", 64)["rotate, shift, stretch"](white).min() > 0.99
 
     @pytest.mark.parametrize("name", augmentations("light", 64, flip=True))
     def test_each_step_changes_each_image_in_its_own_way(self, batch, name):
@@ -161,13 +189,19 @@ class TestSteps:
         different = {"flip": 1, "erase frame": 5}.get(name, 8)  # two frames may have the same width in pixels
         assert len({image.numpy().tobytes() for image in changed}) >= different
 
-    @pytest.mark.parametrize(("strength", "low", "high"), [("light", 70, 130), ("strong", 160, 240)])
-    @pytest.mark.parametrize("name", ["blur", "JPEG", "erase", "erase frame"])
+    @pytest.mark.parametrize(
+        ("strength", "low", "high"), [("light", 70, 130), ("strong", 160, 240), ("style", 70, 130)]
+    )
+    @pytest.mark.parametrize("name", ["blur", "JPEG", "erase", "erase frame", "filter"])
     def test_some_steps_happen_to_a_part_of_the_images(self, batch, name, strength, low, high):
         """A quarter of 400 images, or half of them."""
         seed_everything(0)
         same = to_unit(batch[:1, :, 40:72, 40:72].expand(400, -1, -1, -1))
-        changed = augmentations(strength, 128)[name](same)
+        if name not in (steps := augmentations(strength, 128)):
+            assert (name == "filter") == (strength != "style")
+            return
+        changed = steps[name](same)
+        low, high = (160, 240) if name == "filter" else (low, high)
         assert low < sum(not torch.equal(image, same[0]) for image in changed) < high
 
     def test_shifts_stay_within_their_bounds_and_use_them(self):

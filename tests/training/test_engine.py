@@ -474,7 +474,7 @@ class TestAnyNetwork:
             run = fit(own(), given, tmp_path, 1, preprocess=preprocess, fresh=True, **HERE)
             (_, _, optimizer, schedule, _, preprocess, augment, loss, epoch, update) = used.pop()
             assert preprocess == loaders.preprocess
-            assert (isinstance(augment, Augmentation) and augment.strength == "light") if whole else augment is None
+            assert (isinstance(augment, Augmentation) and augment.strength == "style") if whole else augment is None
             assert loss is classification_loss
             assert (epoch, update) == (1, True)
             assert isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR)

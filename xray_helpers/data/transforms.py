@@ -102,12 +102,14 @@ def gray_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 # How far each augmentation goes: degrees of rotation to either side; shift and stretch as part of the side; exposure as
 # part of brightness and contrast; the largest gamma (the smallest is one over it); the largest blur, in pixels of a
-# side of 224; the lowest JPEG quality; the largest area and the widest frame that are erased; and the chance of each of
-# blur, JPEG, erasing and frame.
-Strength = namedtuple("Strength", "degrees shift stretch exposure gamma blur quality area frame chance")
+# side of 224; the lowest JPEG quality; the largest area and the widest frame that are erased; the chance of each of
+# blur, JPEG, erasing and frame; and that of a random filter. What has no size or chance is left out.
+Strength = namedtuple("Strength", "degrees shift stretch exposure gamma blur quality area frame chance filter")
 STRENGTHS = {
-    "light": Strength(5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25),
-    "strong": Strength(10, 0.10, 0.10, 0.2, 1.5, 2.0, 15, 0.15, 0.15, 0.5),
+    "light": Strength(5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25, 0.0),
+    "strong": Strength(10, 0.10, 0.10, 0.2, 1.5, 2.0, 15, 0.15, 0.15, 0.5, 0.0),
+    # The default: another scanner's and exposure's picture of the same chest (docs/robustness.md).
+    "style": Strength(5, 0.05, 0.05, 0.4, 1.6, 1.0, 40, 0.0, 0.0, 0.25, 0.5),
 }
 
 
@@ -115,7 +117,7 @@ def augmentations(strength: str, size: int, flip: bool = False, always: bool = F
     """The random augmentations by name, in the order in which they are applied; each image gets parameters of its own.
 
     Args:
-        strength: `none`, `light` or `strong`.
+        strength: `none`, `light`, `strong`, or `style`: mild geometry, but large changes of exposure and texture.
         size: side of the images in pixels.
         flip: mirror half of the images; off by default, since the heart has a side.
         always: apply each to every image, for figures.
@@ -128,22 +130,27 @@ def augmentations(strength: str, size: int, flip: bool = False, always: bool = F
     if strength not in STRENGTHS:
         raise ValueError(f"augment={strength!r}: expected none, {', '.join(STRENGTHS)}")
     s = STRENGTHS[strength]
-    chance = 1.0 if always else s.chance
+    chance, filters = (1.0, 1.0) if always else (s.chance, s.filter)
     near = (1 - s.exposure, 1 + s.exposure)
     scale = (1 - s.stretch, 1 + s.stretch) * 2
     blur = s.blur * size / 224  # pixels
     sides = max(1, round(3 * blur)) * 2 + 1  # three standard deviations to either side
+    edge = "border" if s.filter else "zeros"  # what lies outside of a turned image
     steps: dict[str, nn.Module] = {"flip": ka.RandomHorizontalFlip(p=1.0 if always else 0.5)} if flip else {}
-    return steps | {
-        "rotate, shift, stretch": ka.RandomAffine(s.degrees, (s.shift, s.shift), scale, p=1.0),
+    if s.filter:
+        steps["filter"] = RandomApply(RandomFilter(), filters)
+    steps |= {
+        "rotate, shift, stretch": ka.RandomAffine(s.degrees, (s.shift, s.shift), scale, p=1.0, padding_mode=edge),
         "brightness": ka.RandomBrightness(near, p=1.0),
         "contrast": ka.RandomContrast(near, p=1.0),
         "gamma": ka.RandomGamma((1 / s.gamma, s.gamma), p=1.0),
         "blur": RandomApply(ka.RandomGaussianBlur((sides, sides), (0.2 * blur, blur), p=1.0), chance),
         "JPEG": RandomApply(RandomJPEG(s.quality), chance),
-        "erase": RandomApply(ka.RandomErasing((0.02, s.area), (0.5, 2.0), value=GRAY, p=1.0), chance),
-        "erase frame": RandomApply(RandomFrame(s.frame), chance),
     }
+    if s.area:
+        steps["erase"] = RandomApply(ka.RandomErasing((0.02, s.area), (0.5, 2.0), value=GRAY, p=1.0), chance)
+        steps["erase frame"] = RandomApply(RandomFrame(s.frame), chance)
+    return steps
 
 
 class Augmentation(nn.Module):
@@ -153,7 +160,7 @@ class Augmentation(nn.Module):
     same batch is changed in the same way.
 
     Args:
-        strength: `none`, `light` or `strong`.
+        strength: as for `augmentations`.
         size: side of the images in pixels.
         flip: as for `augmentations`.
     """
@@ -197,6 +204,26 @@ class RandomApply(nn.Module):
         """(B, 1, H, W) to the same."""
         chosen = torch.nonzero(torch.rand(len(images)) < self.p).squeeze(1).to(images.device, non_blocking=True)
         return images.index_copy(0, chosen, self.step(images[chosen])) if len(chosen) else images
+
+
+class RandomFilter(nn.Module):
+    """Mix each image with what a random 3×3 filter makes of it, at the image's own mean and deviation.
+
+    Edges stay where they are, and sharpness, noise and texture become those of no scanner in particular. After RandConv
+    (Xu et al. 2021, "Robust and Generalizable Visual Representation Learning via Random Convolutions").
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) to the same."""
+        count = len(images)
+        weights = torch.randn(count, 1, 3, 3).to(images, non_blocking=True)
+        padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+        filtered = functional.conv2d(padded.transpose(0, 1), weights, groups=count).transpose(0, 1)
+        (mean, spread), (new_mean, new_spread) = (
+            (x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True)) for x in (images, filtered)
+        )
+        filtered = (filtered - new_mean) * (spread / new_spread.clamp(min=1e-4)) + mean
+        return torch.lerp(images, filtered, _uniform(images, 0, 1).view(-1, 1, 1, 1)).clamp(0, 1)
 
 
 class RandomJPEG(nn.Module):

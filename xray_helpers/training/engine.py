@@ -221,7 +221,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         epochs: passes over the training images.
         learning_rate: the highest, of the default optimizer and schedule.
         preprocess: turns a batch into the network's input; by default that of the loaders, where they have one.
-        augment: random changes before that; by default light ones for the project's loaders, none for others.
+        augment: random changes before that; by default `style` for the project's loaders, none for others.
         classes: names in the order of their numbers; by default those of the loaders, else "0", "1", ….
         loss: from logits (B, C) and labels (B,) to a scalar; by default unweighted cross-entropy. It is also the
             validation loss that chooses the best model.
@@ -253,7 +253,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     batches_per_epoch = _count_batches(batches, val_batches)
     preprocess, loss = preprocess or getattr(loaders, "preprocess", None), loss or classification_loss
     if augment is None and isinstance(loaders, Loaders):
-        augment = Augmentation("light", loaders.preprocess.size)
+        augment = Augmentation("style", loaders.preprocess.size)
     classes = classes or getattr(loaders, "classes", None) or _class_numbers(model, val_batches, preprocess)
     manifest = getattr(loaders, "manifest", None)  # where it is known which images these are
     if verbose and not _order_is_repeatable(batches):
