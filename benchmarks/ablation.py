@@ -29,6 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import kornia.augmentation as ka
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -160,86 +161,86 @@ def recipes() -> dict[str, Recipe]:
         "exposure, estimated": {"augment": "none+photo", "statistics": "estimated"},
     }
     best = "none+photo+filters"
-    lean: dict[str, dict[str, Any]] = {
-        "lean": {},
-        "lean, without exposure": {"augment": "none+filters"},
-        "lean, histogram": {"augment": best + "+histogram"},
-        "lean, histogram for exposure": {"augment": "none+histogram+filters"},
-        "lean, larger filters": {"augment": "none+photo+filters7"},
-        "lean, filters always": {"augment": "none+photo+filters always"},
-        "lean, more exposure": {"augment": "none+photo more+filters"},
-        "lean, shading": {"augment": best + "+shade"},
-        "lean, inverted": {"augment": best + "+invert"},
-        "lean, geometry": {"augment": best + "+geometry"},
-        "lean, wide geometry": {"augment": best + "+wide"},
-        "lean, blur": {"augment": "light-geometry-exposure-erase+photo+filters"},
-        "lean, erasing": {"augment": "light-geometry-exposure-blur+photo+filters"},
-        "lean, mirrored": {"augment": best + "+flip"},
-        "lean, moments": {"augment": best + "+moments"},
-        "lean, estimated": {"statistics": "estimated"},
-        "lean, follow": {"statistics": "follow"},
-        "lean, again": {"statistics": "again"},
-        "lean, 2 epochs": {"epochs": 2},
-        "lean, 5 epochs": {"epochs": 5},
-        "lean, 8 epochs": {"epochs": 8},
-        "lean, batch 16": {"batch": 16},
-        "lean, equalised": {"standardise": "equal"},
-        "lean, standardised": {"standardise": "image"},
-        "lean, local contrast": {"standardise": "local"},
-        "lean, rate 1e-3": {"rate": 1e-3},
-        "lean, rate 1e-4": {"rate": 1e-4},
-        "lean, one rate": {"decay": 1.0},
-        "lean, frozen": {"frozen": ("stem", "layer1")},
-        "lean, frozen to layer2": {"frozen": ("stem", "layer1", "layer2")},
-        "lean, head not first": {"head_first": False},
-        "lean, EMA": {"average": "ema 0.98"},
-        "lean, interpolated 0.7": {"average": "interpolate 0.7"},
-        "lean, conflicting 4 times": {"weight": 4},
-        "lean, conflicting 16 times": {"weight": 16},
-        "lean, DRO": {"loss": "dro"},
-        "lean, style explained 0.6": {"style": 0.6},
-        "lean, mixup": {"mixup": 0.4},
-        "lean, histogram, estimated": {"augment": best + "+histogram", "statistics": "estimated"},
-        "lean, histogram, frozen": {"augment": best + "+histogram", "frozen": ("stem", "layer1")},
-        "lean, estimated, frozen": {"statistics": "estimated", "frozen": ("stem", "layer1")},
-        "lean, estimated, 5 epochs": {"statistics": "estimated", "epochs": 5},
-        "lean, sizes": {"sizes": (96, 112, 128)},
+    plain: dict[str, dict[str, Any]] = {
+        "exposure, filters": {},
+        "exposure, filters, without exposure": {"augment": "none+filters"},
+        "exposure, filters, histogram": {"augment": best + "+histogram"},
+        "exposure, filters, histogram for exposure": {"augment": "none+histogram+filters"},
+        "exposure, filters, larger filters": {"augment": "none+photo+filters7"},
+        "exposure, filters, filters always": {"augment": "none+photo+filters always"},
+        "exposure, filters, more exposure": {"augment": "none+photo more+filters"},
+        "exposure, filters, shading": {"augment": best + "+shade"},
+        "exposure, filters, inverted": {"augment": best + "+invert"},
+        "exposure, filters, geometry": {"augment": best + "+geometry"},
+        "exposure, filters, wide geometry": {"augment": best + "+wide"},
+        "exposure, filters, blur": {"augment": "light-geometry-exposure-erase+photo+filters"},
+        "exposure, filters, erasing": {"augment": "light-geometry-exposure-blur+photo+filters"},
+        "exposure, filters, mirrored": {"augment": best + "+flip"},
+        "exposure, filters, moments": {"augment": best + "+moments"},
+        "exposure, filters, estimated": {"statistics": "estimated"},
+        "exposure, filters, follow": {"statistics": "follow"},
+        "exposure, filters, again": {"statistics": "again"},
+        "exposure, filters, 2 epochs": {"epochs": 2},
+        "exposure, filters, 5 epochs": {"epochs": 5},
+        "exposure, filters, 8 epochs": {"epochs": 8},
+        "exposure, filters, batch 16": {"batch": 16},
+        "exposure, filters, equalised": {"standardise": "equal"},
+        "exposure, filters, standardised": {"standardise": "image"},
+        "exposure, filters, local contrast": {"standardise": "local"},
+        "exposure, filters, rate 1e-3": {"rate": 1e-3},
+        "exposure, filters, rate 1e-4": {"rate": 1e-4},
+        "exposure, filters, one rate": {"decay": 1.0},
+        "exposure, filters, frozen": {"frozen": ("stem", "layer1")},
+        "exposure, filters, frozen to layer2": {"frozen": ("stem", "layer1", "layer2")},
+        "exposure, filters, head not first": {"head_first": False},
+        "exposure, filters, EMA": {"average": "ema 0.98"},
+        "exposure, filters, interpolated 0.7": {"average": "interpolate 0.7"},
+        "exposure, filters, conflicting 4 times": {"weight": 4},
+        "exposure, filters, conflicting 16 times": {"weight": 16},
+        "exposure, filters, DRO": {"loss": "dro"},
+        "exposure, filters, style explained 0.6": {"style": 0.6},
+        "exposure, filters, mixup": {"mixup": 0.4},
+        "exposure, filters, histogram, estimated": {"augment": best + "+histogram", "statistics": "estimated"},
+        "exposure, filters, histogram, frozen": {"augment": best + "+histogram", "frozen": ("stem", "layer1")},
+        "exposure, filters, estimated, frozen": {"statistics": "estimated", "frozen": ("stem", "layer1")},
+        "exposure, filters, estimated, 5 epochs": {"statistics": "estimated", "epochs": 5},
+        "exposure, filters, sizes": {"sizes": (96, 112, 128)},
     }
-    one |= {name: {"augment": best} | changes for name, changes in lean.items()}
+    one |= {name: {"augment": best} | changes for name, changes in plain.items()}
     base: dict[str, Any] = {"augment": "strong+crop+photo", "statistics": "estimated", "epochs": 5}
     together: dict[str, dict[str, Any]] = {
-        "base": {},
-        "base, light": {"augment": "light+crop+photo"},
-        "base, shading": {"augment": "strong+crop+photo+shade"},
-        "base, histogram": {"augment": "strong+crop+photo+histogram"},
-        "base, waves": {"augment": "strong+crop+photo+waves"},
-        "base, filters": {"augment": "strong+crop+photo+filters"},
-        "base, everything": {"augment": "strong+crop+photo+shade+histogram+filters"},
-        "base, mirrored": {"augment": "strong+crop+photo+flip"},
-        "base, mild crops": {"augment": "strong+mild+photo"},
-        "base, one rate": {"decay": 1.0},
-        "base, rate 1e-3": {"rate": 1e-3},
-        "base, one rate, 1e-3": {"rate": 1e-3, "decay": 1.0},
-        "base, one rate, 1e-4": {"rate": 1e-4, "decay": 1.0},
-        "base, follow": {"statistics": "follow"},
-        "base, again": {"statistics": "again"},
-        "base, frozen": {"frozen": ("stem", "layer1")},
-        "base, frozen to layer2": {"frozen": ("stem", "layer1", "layer2")},
-        "base, head not first": {"head_first": False},
-        "base, EMA": {"average": "ema 0.98"},
-        "base, interpolated 0.7": {"average": "interpolate 0.7"},
-        "base, local contrast": {"standardise": "local"},
-        "base, equalised": {"standardise": "equal"},
-        "base, standardised": {"standardise": "image"},
-        "base, conflicting 4 times": {"weight": 4},
-        "base, DRO": {"loss": "dro"},
-        "base, balanced": {"loss": "balanced"},
-        "base, style explained 0.3": {"style": 0.3},
-        "base, style explained 1": {"style": 1.0},
-        "base, mixup": {"mixup": 0.4},
-        "base, 3 epochs": {"epochs": 3},
-        "base, 10 epochs": {"epochs": 10},
-        "base, 20 epochs": {"epochs": 20},
+        "strong+crops+exposure": {},
+        "strong+crops+exposure, light": {"augment": "light+crop+photo"},
+        "strong+crops+exposure, shading": {"augment": "strong+crop+photo+shade"},
+        "strong+crops+exposure, histogram": {"augment": "strong+crop+photo+histogram"},
+        "strong+crops+exposure, waves": {"augment": "strong+crop+photo+waves"},
+        "strong+crops+exposure, filters": {"augment": "strong+crop+photo+filters"},
+        "strong+crops+exposure, everything": {"augment": "strong+crop+photo+shade+histogram+filters"},
+        "strong+crops+exposure, mirrored": {"augment": "strong+crop+photo+flip"},
+        "strong+crops+exposure, mild crops": {"augment": "strong+mild+photo"},
+        "strong+crops+exposure, one rate": {"decay": 1.0},
+        "strong+crops+exposure, rate 1e-3": {"rate": 1e-3},
+        "strong+crops+exposure, one rate, 1e-3": {"rate": 1e-3, "decay": 1.0},
+        "strong+crops+exposure, one rate, 1e-4": {"rate": 1e-4, "decay": 1.0},
+        "strong+crops+exposure, follow": {"statistics": "follow"},
+        "strong+crops+exposure, again": {"statistics": "again"},
+        "strong+crops+exposure, frozen": {"frozen": ("stem", "layer1")},
+        "strong+crops+exposure, frozen to layer2": {"frozen": ("stem", "layer1", "layer2")},
+        "strong+crops+exposure, head not first": {"head_first": False},
+        "strong+crops+exposure, EMA": {"average": "ema 0.98"},
+        "strong+crops+exposure, interpolated 0.7": {"average": "interpolate 0.7"},
+        "strong+crops+exposure, local contrast": {"standardise": "local"},
+        "strong+crops+exposure, equalised": {"standardise": "equal"},
+        "strong+crops+exposure, standardised": {"standardise": "image"},
+        "strong+crops+exposure, conflicting 4 times": {"weight": 4},
+        "strong+crops+exposure, DRO": {"loss": "dro"},
+        "strong+crops+exposure, balanced": {"loss": "balanced"},
+        "strong+crops+exposure, style explained 0.3": {"style": 0.3},
+        "strong+crops+exposure, style explained 1": {"style": 1.0},
+        "strong+crops+exposure, mixup": {"mixup": 0.4},
+        "strong+crops+exposure, 3 epochs": {"epochs": 3},
+        "strong+crops+exposure, 10 epochs": {"epochs": 10},
+        "strong+crops+exposure, 20 epochs": {"epochs": 20},
     }
     found = one | {name: base | changes for name, changes in together.items()}
     return {name: Recipe(**changes) for name, changes in found.items()}
@@ -666,7 +667,29 @@ def start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def main() -> None:
+def draw(table: pd.DataFrame, file: Path) -> None:
+    """AUC, specificity and sensitivity on the conflicting images at 128 pixels: a dot per run, recipes by mean AUC."""
+    rows = table[(table["bed"] == "conflicting") & (table["size"] == 128)]
+    order = rows.groupby("recipe")["auc"].mean().sort_values().index.tolist()
+    place = rows["recipe"].map(order.index)
+    panels = plt.subplots(1, 3, figsize=(10, 1.5 + 0.17 * len(order)), sharey=True, layout="constrained")
+    for ax, name in zip(panels[1], ("auc", "specificity", "sensitivity"), strict=True):
+        today = rows["recipe"] == "default 0.1"
+        ax.axvline(rows.loc[today, name].mean(), color="0.6", ls="--", lw=1)
+        ax.plot(rows[name], place, "o", color="0.15", ms=3)
+        ax.plot(rows.loc[today, name], place[today], "s", color="tab:orange", ms=5)
+        ax.set(xlabel={"auc": "AUC"}.get(name, f"{name} at 0.5"), ylim=(-1, len(order)))
+        ax.grid(axis="x", alpha=0.3)
+    panels[1][0].set_yticks(range(len(order)), order, fontsize=7)
+    count = int(rows["n"].iloc[0])
+    heading = (
+        f"Conflicting images (n = {count}), each recipe trained without them; a dot per seed, squares: version 0.1"
+    )
+    panels[0].suptitle(heading, fontsize=10)
+    panels[0].savefig(file, dpi=110)
+
+
+def main() -> None:  # noqa: PLR0915 - a queue of runs, in the order in time
     """Run what is asked for and is not in the table yet; print the means over seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="*", default=None)
@@ -677,7 +700,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no run is begun")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--folder", type=Path, help="where the test beds' images are kept for the next call")
+    parser.add_argument("--figure", type=Path, help="draw the table into this file, and train nothing")
     given = parser.parse_args()
+    if given.figure:
+        draw(pd.read_csv(given.table), given.figure)
+        return
 
     start, known = time.perf_counter(), recipes()
     os.environ["TQDM_DISABLE"] = "1"  # in the processes to come

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from xray_helpers.files import project_root
-from xray_helpers.settings import FRACTIONS, Settings, check_fractions, choose_device, choose_precision, seed_everything
+from xray_helpers.settings import (
+    FRACTIONS,
+    RECIPES,
+    Settings,
+    check_fractions,
+    choose_device,
+    choose_precision,
+    seed_everything,
+)
 
 
 def test_defaults_run_the_sample_split_by_patient():
@@ -39,7 +47,10 @@ def test_settings_are_frozen():
         ("weights", "missing.pth", "imagenet, none, or a file or a run's folder that exists"),
         ("image_size", 8, "32 or more"),
         ("resize", "stretch", "squash, pad, crop"),
-        ("augment", "wild", "none, light, strong"),
+        ("augment", "wild", "none, light, strong, style"),
+        ("recipe", "slow", "default, fast"),
+        ("frozen", "layer9", "none, stem, layer1, layer2, layer3, layer4"),
+        ("small_size", 8, "32 or more"),
         ("batch_size", -3, "1 or more"),
         ("epochs", -1, "1 or more"),
         ("more_epochs", -1, "0 or more"),
@@ -229,9 +240,10 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
         "data": "kaggle", "split": "blocked", "fractions": (0.6, 0.2, 0.2), "split_seed": 1, "task": "cause",
         "finding": "NORMAL", "patients": r"^(\d+)_",
         "arch": "resnet34", "weights": str(file), "image_size": 64, "resize": "pad", "augment": "none",
+        "frozen": "layer3", "small_size": 64,
         "batch_size": 8, "epochs": 9, "learning_rate": 0.1, "seed": 1, "precision": "bf16",
     }  # fmt: skip
-    assert set(others) == {field.name for field in fields(Settings)} - {"workers", "device", "more_epochs"}
+    assert set(others) == {field.name for field in fields(Settings)} - {"workers", "device", "more_epochs", "recipe"}
     names = {replace(plain, **{field: value}).run_name for field, value in others.items()}
     assert len(names | {name}) == len(others) + 1
     with_one = replace(plain, weights=str(file)).run_name
@@ -244,6 +256,18 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
     assert from_one.startswith("sample-pooled-pneumonia-resnet18-from-0123abcd-")
     (earlier / "best.safetensors").write_bytes(b"two")
     assert replace(plain, weights=str(earlier)).run_name != from_one
+
+
+def test_a_recipe_fills_in_what_is_not_given(monkeypatch):
+    plain, fast = Settings(), Settings(recipe="fast")
+    assert (plain.epochs, plain.frozen) == tuple(RECIPES["default"].values())
+    assert (fast.epochs, fast.frozen) == tuple(RECIPES["fast"].values())
+    assert fast.run_name != plain.run_name
+    assert fast.run_name == Settings(epochs=fast.epochs, frozen=fast.frozen).run_name  # what counts is what it fills in
+    monkeypatch.setenv("XRAY_RECIPE", "fast")
+    monkeypatch.setenv("XRAY_FROZEN", "none")
+    given = Settings.from_env(epochs=7)
+    assert (given.epochs, given.frozen) == (7, "none")
 
 
 def test_auto_and_the_device_it_chooses_are_one_run():

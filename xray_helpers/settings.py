@@ -19,6 +19,11 @@ ARCHS = (
 )  # fmt: skip
 SOURCES = ("sample", "kaggle")  # anything else is a path
 FRACTIONS = {"pooled": (0.70, 0.15, 0.15), "official": (0.90, 0.10), "blocked": (0.70, 0.15, 0.15)}
+LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4")
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {"epochs": 3, "frozen": "layer1"},
+    "fast": {"epochs": 2, "frozen": "layer2"},
+}
 MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT")  # not settings
 
 
@@ -31,8 +36,8 @@ class Settings:
     """Everything that a run depends on; wrong values are refused when it is made.
 
     Each field is `XRAY_<FIELD>` in the environment, `--<field>` on the command line and a `make` variable in
-    capitals. For `image_size` 0 means "by data source", for `fractions` an empty tuple means "by strategy"; both are
-    filled in at once.
+    capitals. For `image_size` 0 means "by data source", for `fractions` an empty tuple "by strategy", for `epochs` 0
+    and for `frozen` an empty text "by recipe"; all are filled in at once.
 
     Raises:
         ValueError: a value is not possible; the message lists those that are.
@@ -50,8 +55,11 @@ class Settings:
     image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
     resize: str = _setting("squash", "how images become square", ("squash", "pad", "crop"))
     augment: str = _setting("style", "random changes of training images", ("none", "light", "strong", "style"))
+    recipe: str = _setting("default", "epochs, frozen", ("default", "fast"))
+    frozen: str = _setting("", "the last layers that keep their pretrained weights", ("none", *LAYERS))
+    small_size: int = _setting(128, "side of the images in all epochs but the last, where smaller", minimum=32)
     batch_size: int = _setting(32, "images per step", minimum=1)
-    epochs: int = _setting(3, "epochs of fine-tuning", minimum=1)
+    epochs: int = _setting(0, "epochs of fine-tuning (0: by recipe)", minimum=1)
     more_epochs: int = _setting(0, "epochs to add to a finished run", minimum=0)
     learning_rate: float = _setting(3e-4, "highest learning rate of fine-tuning, that of the head", minimum=1e-8)
     seed: int = _setting(0, "seed of the training", minimum=0)
@@ -62,6 +70,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.image_size:
             object.__setattr__(self, "image_size", 128 if self.data == "sample" else 224)
+        for name, value in RECIPES.get(self.recipe, {}).items():
+            object.__setattr__(self, name, getattr(self, name) or value)
         for entry in fields(self):
             value, choices, minimum = getattr(self, entry.name), entry.metadata["choices"], entry.metadata["minimum"]
             if choices and value not in choices:
@@ -149,7 +159,7 @@ class Settings:
         """
         device, file = choose_device(self.device).value, Path(self.weights_source())
         result = self.without_paths() | {"device": device, "precision": choose_precision(self.precision, device).value}
-        del result["workers"], result["more_epochs"]
+        del result["workers"], result["more_epochs"], result["recipe"]
         if self.weights not in ("imagenet", "none"):
             content = file / "best.safetensors" if file.is_dir() else file
             result["weights"] = hashlib.sha256(content.read_bytes()).hexdigest()

@@ -29,7 +29,7 @@ from xray_helpers.training.engine import (
     train_one_epoch,
     validate,
 )
-from xray_helpers.training.model import build_model
+from xray_helpers.training.model import build_model, freeze
 
 HISTORY = [
     "stage", "epoch", "train_loss", "val_loss", "val_auc", "val_accuracy", "learning_rate", "seconds",
@@ -484,6 +484,54 @@ class TestAnyNetwork:
             assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01}
             assert run.model.info.classes == (loaders.classes if whole else ("0", "1"))
             assert run.model.info.fingerprint == (loaders.fingerprint if whole else "")
+
+    def test_all_epochs_but_the_last_of_a_cycle_see_small_images(self, loaders, tmp_path, monkeypatch):
+        seen = []
+        real = engine.inference.network_input
+
+        def watched(images, preprocess, accelerator):
+            inputs = real(images, preprocess, accelerator)
+            seen.append((torch.is_inference_mode_enabled(), tuple(inputs.shape[1:])))
+            return inputs
+
+        monkeypatch.setattr(engine.inference, "network_input", watched)
+        model = network(weights="start.pth")
+        run = fit(model, loaders, tmp_path, 3, small=24, more_epochs=0, **HERE)
+        steps, size = len(loaders.train), [shape for learning, shape in seen if not learning]
+        assert size == [(3, 24, 24)] * 2 * steps + [(3, 32, 32)] * steps
+        assert seen[0] == (True, (3, 24, 24))  # the head is fitted on small ones, too
+        val = [shape for judging, shape in seen[len(loaders.train) :] if judging]
+        assert set(val) == {(3, 32, 32)}  # validation images keep their size
+        assert run.model.info.preprocess == loaders.preprocess
+        seen.clear()
+        fit(network(weights="start.pth"), loaders, tmp_path, 3, small=24, more_epochs=2, **HERE)
+        size = [shape for judging, shape in seen if not judging]
+        assert size == [(3, 24, 24)] * steps + [(3, 32, 32)] * steps
+
+    def test_small_images_go_through_the_same_augmentation_at_their_size(self, loaders, tmp_path, monkeypatch):
+        used = []
+        monkeypatch.setattr(engine, "train_one_epoch", lambda *given: used.append(given[5:7]) or (0.5, 10))
+        own_step = nn.Hardtanh(0, 1)
+        for augment in (Augmentation("strong", 32, flip=True), own_step):
+            fit(own(), loaders, tmp_path, 2, augment=augment, small=24, fresh=True, **HERE)
+        (_, first), (_, last), (_, own_first), (preprocess, own_last) = used
+        assert (first.step.strength, first.step.size, first.step.flip) == ("strong", 24, True)
+        assert (last.strength, last.size) == ("strong", 32)
+        assert own_first is own_last is own_step  # at full size; the preprocessing shrinks what it made
+        assert preprocess == loaders.preprocess
+
+    def test_small_needs_to_know_the_preprocessing(self, tmp_path):
+        with pytest.raises(ValueError, match="small=16 needs preprocess to be a Preprocess"):
+            fit(own(), colour_loaders(), tmp_path, small=16, **HERE)
+
+    def test_frozen_layers_and_small_images_make_another_run(self, loaders, tmp_path):
+        fit(network(), loaders, tmp_path, 1, **HERE)
+        with pytest.raises(CheckpointError, match="small"):
+            fit(network(), loaders, tmp_path, 1, small=24, **HERE)
+        model = network()
+        freeze(model, "layer1")
+        with pytest.raises(CheckpointError, match="frozen parameters"):
+            fit(model, loaders, tmp_path, 1, **HERE)
 
     def test_pretrained_layers_learn_the_slower_the_nearer_they_are_to_the_input(self):
         optimizer = engine._default_optimizer(network(), 0.08, pretrained=True)

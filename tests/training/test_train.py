@@ -21,7 +21,7 @@ from xray_helpers.training import __main__ as command_line
 from xray_helpers.training import engine
 from xray_helpers.training import model as model_module
 from xray_helpers.training.checkpoint import BEST, LAST, fresh_folder, load_model, resume
-from xray_helpers.training.model import build_model
+from xray_helpers.training.model import GROUPS, build_model
 from xray_helpers.training.train import calibrate, initial_model, train
 
 FILES = {"settings.json", "history.csv", LAST, BEST, "predictions-val.csv", "trained-on.csv"}
@@ -101,6 +101,27 @@ def test_settings_reach_the_loop(settings, data, monkeypatch):
     ]  # fmt: skip
     assert next(iter(loaders.train))[0].shape == (8, 1, 32, 32)
     assert loaders.train.sampler.sampler.seed == 3
+
+
+@pytest.mark.parametrize(("frozen", "learn"), [("none", 6), ("layer1", 4), ("layer4", 1)])
+def test_frozen_layers_keep_their_weights(settings, pretrained, frozen, learn):
+    run = train(replace(settings, frozen=frozen, epochs=1, image_size=48, small_size=32))
+    before, after = torch.load(pretrained), resume(run.folder)["model"]  # the last weights, best or not
+    groups = [name for name in GROUPS if name != "head"]
+    prefixes = {"stem": ("conv1.", "bn1.")} | {name: (f"{name}.",) for name in groups[1:]}
+    moved = [
+        name for name in groups
+        if any(not torch.equal(after[key], before[key]) for key in after if key.startswith(prefixes[name]))
+    ]  # fmt: skip
+    assert moved == groups[len(groups) - learn + 1 :]
+    again = train(replace(settings, frozen=frozen, epochs=1, image_size=48, small_size=32))
+    pd.testing.assert_frame_equal(again.history, run.history)
+
+
+def test_random_weights_are_not_frozen(settings):
+    before = initial_model(replace(settings, weights="none"), make_loaders(prepare_data(settings), 16))[0].state_dict()
+    run = train(replace(settings, weights="none", epochs=1, frozen="layer4"))
+    assert not torch.equal(resume(run.folder)["model"]["conv1.weight"], before["conv1.weight"])
 
 
 def test_the_first_loss_is_the_entropy_of_the_training_labels(settings, data):

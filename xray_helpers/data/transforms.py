@@ -5,6 +5,7 @@ Both work on whole batches, on the device of the batch.
 
 import math
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +86,25 @@ def to_unit(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"expected uint8 or floating point images, got {images.dtype}")
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A step for images of a smaller side: larger ones are shrunk first, by averaging.
+
+    Attributes:
+        step: augmentation or preprocessing of images (B, 1, size, size).
+        size: their side in pixels.
+    """
+
+    step: Callable[[Tensor], Tensor]
+    size: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 1, S, S) to what the step makes of them."""
+        if images.shape[-1] > self.size:
+            images = functional.interpolate(to_unit(images), (self.size, self.size), mode="area")
+        return self.step(images)
 
 
 def gray_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from xray_helpers import inference
 from xray_helpers.data.dataset import Loaders
 from xray_helpers.data.splits import check_unseen, split_digest, traces
-from xray_helpers.data.transforms import Augmentation, Preprocess
+from xray_helpers.data.transforms import Augmentation, Preprocess, Shrunk
 from xray_helpers.files import CheckpointError, XrayError, write_text
 from xray_helpers.inference import Batches, Transform, classification_loss, run_on_labelled
 from xray_helpers.metrics import scores
@@ -195,6 +195,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     callbacks: Sequence[Callable[[dict[str, Any], nn.Module], object]] = (),
     name: str | None = None,
     more_epochs: int = 0,
+    small: int = 0,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -231,6 +232,9 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         callbacks: called with the history's row and the model, in the main process, after an epoch was saved; an error
             in one stops the run, and the saved epochs are kept.
         name: stands for the starting weights and for your own objects when runs are told apart, lambdas included.
+        small: side in pixels of the images that the head is fitted on, and those of all epochs but the last of a cycle:
+            most of what there is to learn shows at half the size, at a quarter of the cost (progressive resizing, as in
+            Howard 2018 and Touvron et al. 2019). 0 is the full size. It needs a `Preprocess`.
         more_epochs: go on with a finished run for so many epochs beyond `epochs`, in one more cycle of the schedule.
         seed: of everything that is random.
         device: `auto`, `cuda`, `mps` or `cpu`.
@@ -243,7 +247,8 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         CheckpointError: another process trains in this folder, what is there cannot be read, or it was trained in
             another way; the message says in which.
         LeakError: an earlier run that the model is from learned from images of val or test.
-        ValueError: an object of your own is a lambda, and there is no `name`; or there is no batch to train on.
+        ValueError: an object of your own is a lambda, and there is no `name`; there is no batch to train on; or `small`
+            without a `Preprocess`, whose size it is about.
         MemoryError: the GPU's memory is too small for a batch.
         OSError: the disk is full.
     """
@@ -254,6 +259,14 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
     preprocess, loss = preprocess or getattr(loaders, "preprocess", None), loss or classification_loss
     if augment is None and isinstance(loaders, Loaders):
         augment = Augmentation("style", loaders.preprocess.size)
+    at_first = preprocess, augment  # for the epochs of small images
+    if small:
+        if not isinstance(preprocess, Preprocess):
+            raise ValueError(f"small={small} needs preprocess to be a Preprocess, which knows the size of the images")
+        smaller = augment
+        if isinstance(augment, Augmentation):
+            smaller = Shrunk(Augmentation(augment.strength, small, augment.flip), small)
+        at_first = Shrunk(replace(preprocess, size=small), small), smaller
     classes = classes or getattr(loaders, "classes", None) or _class_numbers(model, val_batches, preprocess)
     manifest = getattr(loaders, "manifest", None)  # where it is known which images these are
     if verbose and not _order_is_repeatable(batches):
@@ -275,6 +288,8 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         )  # fmt: skip
         identity = {key: getattr(info, key) for key in ("arch", "classes", "weights", "fingerprint", "split")}
         identity |= {"epochs": epochs, "learning_rate": learning_rate, "batches per epoch": batches_per_epoch}
+        frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+        identity |= {"small": small, "frozen parameters": frozen}
         identity |= {"seed": seed, "name": name, "preprocess": repr(info.preprocess)}
         if not name:
             brought = {"loss": loss, "optimizer": optimizer, "schedule": schedule, "augment": augment}
@@ -315,7 +330,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
         if not state and isinstance(loaders, Loaders) and new_head:
             set_prior(model, torch.bincount(loaders.train.dataset.labels, minlength=len(classes)))
         if done < 0:
-            mean_loss, count = fit_head(model, batches, accelerator, preprocess, loss)
+            mean_loss, count = fit_head(model, batches, accelerator, at_first[0], loss)
 
         # 4. The optimizer and its schedule of learning rates.
         inference.place_network(model, accelerator)
@@ -341,9 +356,10 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
                 seed_everything(epoch_seed(seed, epoch))  # a resumed run draws what it would have drawn
                 _set_epoch(batches, epoch - 1)
                 start = time.perf_counter()
+                views = (preprocess, augment) if epoch in cycles else at_first
                 # Pretrained statistics stay: the head was fitted to them, and small batches estimate them badly.
                 mean_loss, count = train_one_epoch(
-                    network, batches, steps, plan, accelerator, preprocess, augment, loss, epoch, weights == "none"
+                    network, batches, steps, plan, accelerator, *views, loss, epoch, weights == "none"
                 )
             stage, rate = ("fine-tune", _learning_rate(steps)) if epoch > 0 else ("head", HEAD_RATE)
             stage = "more epochs" if epoch > epochs else stage

@@ -149,6 +149,12 @@ def layer_groups(model: ResNet) -> dict[str, nn.ModuleList]:
     return {name: nn.ModuleList(modules) for name, modules in zip(GROUPS, parts, strict=True)}
 
 
+def freeze(model: ResNet, last: str) -> None:
+    """Keep the weights of the layers from the stem to `last`, one of `GROUPS`, as they are; `none` keeps none."""
+    for name in GROUPS[: GROUPS.index(last) + 1] if last != "none" else ():
+        layer_groups(model)[name].requires_grad_(False)
+
+
 def parameter_groups(model: ResNet, learning_rate: float, decay: float = 0.5) -> list[dict[str, Any]]:
     """Groups for an optimizer: the head at `learning_rate`, each group before it at `decay` of the next (ULMFiT).
 

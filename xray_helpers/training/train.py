@@ -25,7 +25,7 @@ from xray_helpers.training.checkpoint import (
     save_model,
 )
 from xray_helpers.training.engine import Run, fit
-from xray_helpers.training.model import build_model, outputs_for, set_prior
+from xray_helpers.training.model import build_model, freeze, outputs_for, set_prior
 
 
 def train(
@@ -58,6 +58,9 @@ def train(
         model.weights = Path(settings.weights).name
     else:
         model, settings = initial_model(settings, loaders)
+    if settings.weights != "none":
+        freeze(model, settings.frozen)
+    small = settings.small_size if settings.small_size < settings.image_size else 0
     folder, augment = settings.run_folder, Augmentation(settings.augment, settings.image_size)
     if not begun:
         for other in same_but_for_epochs(settings):
@@ -68,7 +71,7 @@ def train(
     with lock_run_folder(folder, accelerator), made_aside(folder, fresh, accelerator) as work:
         run = fit(
             model, loaders, work, settings.epochs, settings.learning_rate, augment=augment, name=settings.run_name,
-            more_epochs=settings.more_epochs, seed=settings.seed, device=settings.device,
+            small=small, more_epochs=settings.more_epochs, seed=settings.seed, device=settings.device,
             precision=settings.precision, verbose=verbose,
         )  # fmt: skip
         if accelerator.is_main_process:
