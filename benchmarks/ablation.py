@@ -42,7 +42,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from xray_helpers.data.dataset import PreparedData, prepare_data
 from xray_helpers.data.shortcuts import fit_boosting, style_features
 from xray_helpers.data.splits import resplit
-from xray_helpers.data.transforms import Preprocess, augmentations, to_unit
+from xray_helpers.data.transforms import Preprocess, RandomApply, RandomFrame, Shrunk, augmentations, to_unit
 from xray_helpers.evaluation.robustness import (
     CORRUPTIONS,
     FIGURES,
@@ -139,6 +139,16 @@ def recipes() -> dict[str, Recipe]:
         "8 epochs": {"epochs": 8},
         "mirrored at test time": {"views": "flip"},
         "zoomed at test time": {"views": "zoom"},
+        "style": {"augment": "style"},
+        "style, frame": {"augment": "style+frame"},
+        "style, zoom": {"augment": "style+zoom"},
+        "style, frame, zoom": {"augment": "style+zoom+frame"},
+        "style, frozen": {"augment": "style", "frozen": ("stem", "layer1")},
+        "style, frozen, small first": {"augment": "style", "frozen": ("stem", "layer1"), "sizes": (96, 96, 128)},
+        "style, mixup": {"augment": "style", "mixup": 0.4},
+        "style, balanced": {"augment": "style", "loss": "balanced"},
+        "style, label smoothing": {"augment": "style", "smoothing": 0.1},
+        "style, 5 epochs": {"augment": "style", "epochs": 5},
         "equal prior at test time": {"views": "prior"},
     }
     one |= {
@@ -281,7 +291,8 @@ def _waves(images: Tensor) -> Tensor:
     edge = max(1, round(images.shape[-1] * 0.02))
     for rows in (slice(None, edge), slice(-edge, None)):
         size[..., rows, :edge] = size.roll(1, 0)[..., rows, :edge]
-    return torch.fft.irfft2(torch.polar(size, angle), s=images.shape[2:]).clamp(0, 1)
+    found: Tensor = torch.fft.irfft2(torch.polar(size, angle), s=images.shape[2:])
+    return found.clamp(0, 1)
 
 
 def _filters(images: Tensor, sides: tuple[int, ...] = (3,)) -> Tensor:
@@ -343,6 +354,8 @@ def make_augmentation(spec: str, size: int) -> Any:
             ka.RandomContrast((0.4, 1.6), p=1.0),
             ka.RandomGamma((0.4, 2.5), p=1.0),
         ],
+        "frame": [RandomApply(RandomFrame(0.15), 0.25)],
+        "zoom": [ka.RandomAffine(0, (0.0, 0.0), (0.8, 1.4), padding_mode="border", p=1.0)],
         "invert": [Some(lambda images: 1 - images)],
         "flip": [ka.RandomHorizontalFlip(p=0.5)],
     }
@@ -359,12 +372,8 @@ def make_augmentation(spec: str, size: int) -> Any:
 
     def augment(images: Tensor) -> Tensor:
         with torch.no_grad():
-            small = (
-                functional.interpolate(to_unit(images), (size, size), mode="area")
-                if images.shape[-1] != size
-                else images
-            )
-            return package(steps(to_unit(small)))
+            changed: Tensor = package(steps(to_unit(images)))
+            return changed
 
     return augment
 
@@ -571,7 +580,7 @@ def train_recipe(recipe: Recipe, data: dict[str, Any], size: int, seed: int) -> 
         seed_everything(epoch_seed(seed, epoch))
         batches.epoch = epoch
         side = recipe.sizes[epoch - 1] if recipe.sizes else size
-        augment = make_augmentation(recipe.augment, side)
+        augment = Shrunk(make_augmentation(recipe.augment, side), side)
         train_one_epoch(
             model,
             batches,

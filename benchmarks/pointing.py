@@ -32,6 +32,7 @@ def main() -> None:
         for precision in ("bf16", "float32"):
             for seed in range(seeds):
                 small: dict[str, Any] = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3}
+                small["augment"] = "light"  # as in notebook 06
                 settings = Settings(str(Path(home) / "twins"), weights="none", seed=seed, precision=precision, **small)
                 model = train(settings, latest=False, verbose=False).model
                 cells = [precision, str(seed)]
