@@ -392,9 +392,12 @@ def test_two_processes_compute_what_one_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.real_network
 def test_two_processes_train_like_one_on_the_sample():
-    settings = Settings(image_size=64, epochs=6, weights="none", learning_rate=1e-3, device="cpu", precision="float32")
+    settings = Settings(
+        image_size=64, epochs=6, weights="none", learning_rate=1e-3, device="cpu", precision="float32", augment="light"
+    )
     one = train(settings).history
     given = "--image-size 64 --epochs 6 --weights none --learning-rate 1e-3 --device cpu --precision float32"
+    given += " --augment light"
     printed = launch(2, "-m", "xray_helpers.training", "--fresh", *given.split())
     assert printed.count("best in epoch") == 1  # one process speaks
     two = pd.read_csv(settings.run_folder / "history.csv")
