@@ -512,7 +512,7 @@ def load_bed(name: str, size: int, folder: Path) -> dict[str, Any]:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def estimate_statistics(model: nn.Module, batches: Any, preprocess: Any, accelerator: Any, augment: Any = None) -> None:
+def estimate_statistics(model: nn.Module, batches: Any, preprocess: Any, accelerator: Any) -> None:
     """Batch normalisation's means and variances of the training images, as `torch.optim.swa_utils.update_bn` does."""
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for layer in layers:
@@ -523,7 +523,7 @@ def estimate_statistics(model: nn.Module, batches: Any, preprocess: Any, acceler
         for images, _ in batches:
             pixels = images.to(accelerator.device)
             with accelerator.autocast():
-                model(preprocess(augment(pixels) if augment else pixels))
+                model(preprocess(pixels))
     for layer in layers:
         layer.momentum = 0.1
     model.eval()
@@ -671,11 +671,6 @@ def quick_figures(truth: Any, logits: Tensor) -> dict[str, float]:
     return scores(truth, chance) | shares
 
 
-def start_worker(threads: int) -> None:
-    """In each process of the pool."""
-    torch.set_num_threads(threads)
-
-
 def draw(table: pd.DataFrame, file: Path) -> None:
     """AUC, specificity and sensitivity on the conflicting images at 128 pixels: a dot per run, recipes by mean AUC."""
     rows = table[(table["bed"] == "conflicting") & (table["size"] == 128)]
@@ -731,7 +726,7 @@ def main() -> None:  # noqa: PLR0915 - a queue of runs, in the order in time
     context = multiprocessing.get_context("spawn")
     with (
         TemporaryDirectory() as temporary,
-        ProcessPoolExecutor(given.jobs, context, initializer=start_worker, initargs=(threads,)) as pool,
+        ProcessPoolExecutor(given.jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
     ):
         folder = given.folder or Path(temporary)
         list(pool.map(save_bed, given.beds, [given.size] * len(given.beds), [folder] * len(given.beds)))

@@ -20,7 +20,7 @@ from xray_helpers.data.dataset import PreparedData
 from xray_helpers.data.shortcuts import out_of_fold_scores, style_features
 from xray_helpers.data.splits import linked
 from xray_helpers.data.transforms import GRAY, jpeg, to_unit
-from xray_helpers.inference import Transform
+from xray_helpers.inference import Transform, run_network
 from xray_helpers.metrics import evaluate
 
 SHARE = 0.15  # of each class that counts as conflicting
@@ -172,7 +172,6 @@ def corrupt(images: Tensor, name: str, level: int) -> Tensor:
     return change(to_unit(images), strengths[level - 1]).clamp(0, 1)
 
 
-@torch.inference_mode()
 def corrupted_logits(
     network: nn.Module, images: Tensor, preprocess: Transform, name: str, level: int, batch: int = 64
 ) -> Tensor:
@@ -187,5 +186,5 @@ def corrupted_logits(
         batch: images at once.
     """
     device = next(network.parameters()).device
-    parts = (corrupt(part.to(device), name, level) for part in images.split(batch))
-    return torch.cat([network(preprocess(part)).float().cpu() for part in parts])
+    parts = ((corrupt(part.to(device), name, level), None) for part in images.split(batch))
+    return run_network(network, parts, preprocess)
