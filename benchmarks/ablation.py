@@ -1,7 +1,8 @@
 """Which recipe does best where the shortcut is wrong: one row per run and test bed in `results/ablation.csv`.
 
-Usage: python benchmarks/ablation.py [--names NAME …] [--seeds 0 1 2] [--size 128] [--beds conflicting low high pooled]
-[--jobs 1], with XRAY_DATA=<zip of all radiographs>.
+Usage: python benchmarks/ablation.py [--names NAME …] [--add NAME JSON] [--seeds 0 1 2] [--size 128]
+[--beds conflicting low high pooled] [--jobs 1], with XRAY_DATA=<zip of all radiographs>. A new recipe is what it
+changes of version 0.1's default, as in --add "mixup, 5 epochs" '{"mixup": 0.4, "epochs": 5}' (see `Recipe`).
 
 Every recipe is version 0.1's default but for what its name says. Each test bed trains a model of its own on the
 training part of the data (the pooled split's train and val; its test part and Kaggle's test folder take no part), for
@@ -88,172 +89,10 @@ class Recipe:
     views: str = "one"  # at test time: one, flip, zoom, prior (as if both classes were equally frequent)
 
 
-def recipes() -> dict[str, Recipe]:
-    """By name, what is screened: one thing at a time, then what looked promising together."""
-    one: dict[str, dict[str, Any]] = {
-        "default 0.1": {},
-        "no augmentation": {"augment": "none"},
-        "strong": {"augment": "strong"},
-        "crops": {"augment": "light+crop"},
-        "exposure": {"augment": "light+photo"},
-        "crops, exposure": {"augment": "light+crop+photo"},
-        "strong, crops, exposure": {"augment": "strong+crop+photo"},
-        "crops, exposure alone": {"augment": "none+crop+photo"},
-        "shading": {"augment": "light+shade"},
-        "crops, exposure, shading": {"augment": "light+crop+photo+shade"},
-        "grays of another image": {"augment": "light+moments"},
-        "histogram of another image": {"augment": "light+histogram"},
-        "low waves of another image": {"augment": "light+waves"},
-        "random filters": {"augment": "light+filters"},
-        "inverted grays": {"augment": "light+invert"},
-        "one learning rate": {"decay": 1.0},
-        "rate 1e-4": {"rate": 1e-4},
-        "rate 1e-3": {"rate": 1e-3},
-        "one rate, 1e-4": {"decay": 1.0, "rate": 1e-4},
-        "head not first": {"head_first": False},
-        "stem, layer1 frozen": {"frozen": ("stem", "layer1")},
-        "stem to layer2 frozen": {"frozen": ("stem", "layer1", "layer2")},
-        "statistics follow": {"statistics": "follow"},
-        "statistics estimated": {"statistics": "estimated"},
-        "statistics estimated again": {"statistics": "again"},
-        "EMA 0.98": {"average": "ema 0.98"},
-        "SWA": {"average": "swa"},
-        "interpolated 0.7": {"average": "interpolate 0.7"},
-        "balanced loss": {"loss": "balanced"},
-        "focal loss": {"loss": "focal"},
-        "group DRO": {"loss": "dro"},
-        "conflicting 4 times": {"weight": 4},
-        "conflicting 16 times": {"weight": 16},
-        "style explained, 0.3": {"style": 0.3},
-        "style explained, 0.6": {"style": 0.6},
-        "style explained, 1": {"style": 1.0},
-        "label smoothing": {"smoothing": 0.1},
-        "mixup 0.4": {"mixup": 0.4},
-        "histogram equalised": {"standardise": "equal"},
-        "each image standardised": {"standardise": "image"},
-        "local contrast": {"standardise": "local"},
-        "batch 16": {"batch": 16},
-        "batch 64": {"batch": 64},
-        "2 epochs": {"epochs": 2},
-        "5 epochs": {"epochs": 5},
-        "8 epochs": {"epochs": 8},
-        "mirrored at test time": {"views": "flip"},
-        "zoomed at test time": {"views": "zoom"},
-        "style": {"augment": "style"},
-        "style, frame": {"augment": "style+frame"},
-        "style, zoom": {"augment": "style+zoom"},
-        "style, frame, zoom": {"augment": "style+zoom+frame"},
-        "style, frozen": {"augment": "style", "frozen": ("stem", "layer1")},
-        "style, frozen, small first": {"augment": "style", "frozen": ("stem", "layer1"), "sizes": (96, 96, 128)},
-        "style, mixup": {"augment": "style", "mixup": 0.4},
-        "style, balanced": {"augment": "style", "loss": "balanced"},
-        "style, label smoothing": {"augment": "style", "smoothing": 0.1},
-        "style, 5 epochs": {"augment": "style", "epochs": 5},
-        "equal prior at test time": {"views": "prior"},
-    }
-    one |= {
-        "light without geometry": {"augment": "light-geometry"},
-        "light without exposure": {"augment": "light-exposure"},
-        "light without blur": {"augment": "light-blur"},
-        "light without erasing": {"augment": "light-erase"},
-        "exposure alone": {"augment": "none+photo"},
-        "histogram alone": {"augment": "none+histogram"},
-        "exposure, histogram, filters": {"augment": "none+photo+histogram+filters"},
-        "none, conflicting 16 times": {"augment": "none", "weight": 16},
-        "exposure, conflicting 16 times": {"augment": "none+photo", "weight": 16},
-        "none, equalised": {"augment": "none", "standardise": "equal"},
-        "none, standardised": {"augment": "none", "standardise": "image"},
-        "exposure, local": {"augment": "none+photo", "standardise": "local"},
-        "exposure, style explained 0.6": {"augment": "none+photo", "style": 0.6},
-        "exposure, batch 16": {"augment": "none+photo", "batch": 16},
-        "exposure, frozen": {"augment": "none+photo", "frozen": ("stem", "layer1")},
-        "exposure, follow": {"augment": "none+photo", "statistics": "follow"},
-        "exposure, estimated": {"augment": "none+photo", "statistics": "estimated"},
-    }
-    best = "none+photo+filters"
-    plain: dict[str, dict[str, Any]] = {
-        "exposure, filters": {},
-        "exposure, filters, without exposure": {"augment": "none+filters"},
-        "exposure, filters, histogram": {"augment": best + "+histogram"},
-        "exposure, filters, histogram for exposure": {"augment": "none+histogram+filters"},
-        "exposure, filters, larger filters": {"augment": "none+photo+filters7"},
-        "exposure, filters, filters always": {"augment": "none+photo+filters always"},
-        "exposure, filters, more exposure": {"augment": "none+photo more+filters"},
-        "exposure, filters, shading": {"augment": best + "+shade"},
-        "exposure, filters, inverted": {"augment": best + "+invert"},
-        "exposure, filters, geometry": {"augment": best + "+geometry"},
-        "exposure, filters, wide geometry": {"augment": best + "+wide"},
-        "exposure, filters, blur": {"augment": "light-geometry-exposure-erase+photo+filters"},
-        "exposure, filters, erasing": {"augment": "light-geometry-exposure-blur+photo+filters"},
-        "exposure, filters, mirrored": {"augment": best + "+flip"},
-        "exposure, filters, moments": {"augment": best + "+moments"},
-        "exposure, filters, estimated": {"statistics": "estimated"},
-        "exposure, filters, follow": {"statistics": "follow"},
-        "exposure, filters, again": {"statistics": "again"},
-        "exposure, filters, 2 epochs": {"epochs": 2},
-        "exposure, filters, 5 epochs": {"epochs": 5},
-        "exposure, filters, 8 epochs": {"epochs": 8},
-        "exposure, filters, batch 16": {"batch": 16},
-        "exposure, filters, equalised": {"standardise": "equal"},
-        "exposure, filters, standardised": {"standardise": "image"},
-        "exposure, filters, local contrast": {"standardise": "local"},
-        "exposure, filters, rate 1e-3": {"rate": 1e-3},
-        "exposure, filters, rate 1e-4": {"rate": 1e-4},
-        "exposure, filters, one rate": {"decay": 1.0},
-        "exposure, filters, frozen": {"frozen": ("stem", "layer1")},
-        "exposure, filters, frozen to layer2": {"frozen": ("stem", "layer1", "layer2")},
-        "exposure, filters, head not first": {"head_first": False},
-        "exposure, filters, EMA": {"average": "ema 0.98"},
-        "exposure, filters, interpolated 0.7": {"average": "interpolate 0.7"},
-        "exposure, filters, conflicting 4 times": {"weight": 4},
-        "exposure, filters, conflicting 16 times": {"weight": 16},
-        "exposure, filters, DRO": {"loss": "dro"},
-        "exposure, filters, style explained 0.6": {"style": 0.6},
-        "exposure, filters, mixup": {"mixup": 0.4},
-        "exposure, filters, histogram, estimated": {"augment": best + "+histogram", "statistics": "estimated"},
-        "exposure, filters, histogram, frozen": {"augment": best + "+histogram", "frozen": ("stem", "layer1")},
-        "exposure, filters, estimated, frozen": {"statistics": "estimated", "frozen": ("stem", "layer1")},
-        "exposure, filters, estimated, 5 epochs": {"statistics": "estimated", "epochs": 5},
-        "exposure, filters, sizes": {"sizes": (96, 112, 128)},
-    }
-    one |= {name: {"augment": best} | changes for name, changes in plain.items()}
-    base: dict[str, Any] = {"augment": "strong+crop+photo", "statistics": "estimated", "epochs": 5}
-    together: dict[str, dict[str, Any]] = {
-        "strong+crops+exposure": {},
-        "strong+crops+exposure, light": {"augment": "light+crop+photo"},
-        "strong+crops+exposure, shading": {"augment": "strong+crop+photo+shade"},
-        "strong+crops+exposure, histogram": {"augment": "strong+crop+photo+histogram"},
-        "strong+crops+exposure, waves": {"augment": "strong+crop+photo+waves"},
-        "strong+crops+exposure, filters": {"augment": "strong+crop+photo+filters"},
-        "strong+crops+exposure, everything": {"augment": "strong+crop+photo+shade+histogram+filters"},
-        "strong+crops+exposure, mirrored": {"augment": "strong+crop+photo+flip"},
-        "strong+crops+exposure, mild crops": {"augment": "strong+mild+photo"},
-        "strong+crops+exposure, one rate": {"decay": 1.0},
-        "strong+crops+exposure, rate 1e-3": {"rate": 1e-3},
-        "strong+crops+exposure, one rate, 1e-3": {"rate": 1e-3, "decay": 1.0},
-        "strong+crops+exposure, one rate, 1e-4": {"rate": 1e-4, "decay": 1.0},
-        "strong+crops+exposure, follow": {"statistics": "follow"},
-        "strong+crops+exposure, again": {"statistics": "again"},
-        "strong+crops+exposure, frozen": {"frozen": ("stem", "layer1")},
-        "strong+crops+exposure, frozen to layer2": {"frozen": ("stem", "layer1", "layer2")},
-        "strong+crops+exposure, head not first": {"head_first": False},
-        "strong+crops+exposure, EMA": {"average": "ema 0.98"},
-        "strong+crops+exposure, interpolated 0.7": {"average": "interpolate 0.7"},
-        "strong+crops+exposure, local contrast": {"standardise": "local"},
-        "strong+crops+exposure, equalised": {"standardise": "equal"},
-        "strong+crops+exposure, standardised": {"standardise": "image"},
-        "strong+crops+exposure, conflicting 4 times": {"weight": 4},
-        "strong+crops+exposure, DRO": {"loss": "dro"},
-        "strong+crops+exposure, balanced": {"loss": "balanced"},
-        "strong+crops+exposure, style explained 0.3": {"style": 0.3},
-        "strong+crops+exposure, style explained 1": {"style": 1.0},
-        "strong+crops+exposure, mixup": {"mixup": 0.4},
-        "strong+crops+exposure, 3 epochs": {"epochs": 3},
-        "strong+crops+exposure, 10 epochs": {"epochs": 10},
-        "strong+crops+exposure, 20 epochs": {"epochs": 20},
-    }
-    found = one | {name: base | changes for name, changes in together.items()}
-    return {name: Recipe(**changes) for name, changes in found.items()}
+def recipes(table: pd.DataFrame) -> dict[str, Recipe]:
+    """By name, every recipe that the table has rows of."""
+    settings = dict(zip(table["recipe"], table["settings"].map(json.loads), strict=True))
+    return {name: Recipe(**each) for name, each in settings.items() if "ensemble" not in each}
 
 
 def key(recipe: Recipe) -> str:
@@ -310,27 +149,6 @@ def _filters(images: Tensor, sides: tuple[int, ...] = (3,)) -> Tensor:
     return torch.lerp(images, changed, part).clamp(0, 1)
 
 
-class Some(nn.Module):
-    """Apply a change of a whole batch to half of its images."""
-
-    def __init__(self, change: Any) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) to the same."""
-        chosen = (torch.rand(len(images)) < 0.5).to(images.device).view(-1, 1, 1, 1)
-        return torch.where(chosen, self.change(images), images)
-
-
-class _Always(nn.Module):
-    """Apply a change of a whole batch to all of its images."""
-
-    def __init__(self, change: Any) -> None:
-        super().__init__()
-        self.forward = change
-
-
 def make_augmentation(spec: str, size: int) -> Any:
     """The package's augmentation, before it the parts that the recipe adds."""
     start, *parts = spec.split("+")
@@ -340,13 +158,13 @@ def make_augmentation(spec: str, size: int) -> Any:
         "crop": [ka.RandomResizedCrop((size, size), scale=(0.35, 1.0), ratio=(0.8, 1.25), p=1.0)],
         "mild": [ka.RandomResizedCrop((size, size), scale=(0.6, 1.0), ratio=(0.8, 1.25), p=1.0)],
         "photo": [ka.RandomBrightness(near, p=1.0), ka.RandomContrast(near, p=1.0), ka.RandomGamma(near, p=1.0)],
-        "shade": [Some(_shade)],
-        "moments": [Some(_moments)],
-        "histogram": [Some(_histogram)],
-        "waves": [Some(_waves)],
-        "filters": [Some(_filters)],
-        "filters7": [Some(partial(_filters, sides=(1, 3, 5, 7)))],
-        "filters always": [_Always(_filters)],
+        "shade": [RandomApply(_shade, 0.5)],
+        "moments": [RandomApply(_moments, 0.5)],
+        "histogram": [RandomApply(_histogram, 0.5)],
+        "waves": [RandomApply(_waves, 0.5)],
+        "filters": [RandomApply(_filters, 0.5)],
+        "filters7": [RandomApply(partial(_filters, sides=(1, 3, 5, 7)), 0.5)],
+        "filters always": [RandomApply(_filters, 1.0)],
         "geometry": [ka.RandomAffine(5, (0.05, 0.05), (0.95, 1.05), padding_mode="border", p=1.0)],
         "wide": [ka.RandomAffine(10, (0.1, 0.1), (0.8, 1.2), padding_mode="border", p=1.0)],
         "photo more": [
@@ -356,7 +174,7 @@ def make_augmentation(spec: str, size: int) -> Any:
         ],
         "frame": [RandomApply(RandomFrame(0.15), 0.25)],
         "zoom": [ka.RandomAffine(0, (0.0, 0.0), (0.8, 1.4), padding_mode="border", p=1.0)],
-        "invert": [Some(lambda images: 1 - images)],
+        "invert": [RandomApply(lambda images: 1 - images, 0.5)],
         "flip": [ka.RandomHorizontalFlip(p=0.5)],
     }
     steps = nn.Sequential(*(step for part in parts for step in extra[part]))
@@ -696,7 +514,8 @@ def draw(table: pd.DataFrame, file: Path) -> None:
 def main() -> None:  # noqa: PLR0915 - a queue of runs, in the order in time
     """Run what is asked for and is not in the table yet; print the means over seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", nargs="*", default=None)
+    parser.add_argument("--names", nargs="*", help="recipes of the table; by default all")
+    parser.add_argument("--add", nargs=2, action="append", default=[], metavar=("NAME", "JSON"), help="a new recipe")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--beds", nargs="*", choices=BEDS, default=["conflicting"])
     parser.add_argument("--size", type=int, default=128)
@@ -710,13 +529,15 @@ def main() -> None:  # noqa: PLR0915 - a queue of runs, in the order in time
         draw(pd.read_csv(given.table), given.figure)
         return
 
-    start, known = time.perf_counter(), recipes()
+    start = time.perf_counter()
     os.environ["TQDM_DISABLE"] = "1"  # in the processes to come
     table = pd.read_csv(given.table) if given.table.is_file() else pd.DataFrame(columns=COLUMNS)
+    added = {name: Recipe(**json.loads(text)) for name, text in given.add}
+    known, names = recipes(table) | added, given.names or (list(added) or None)
     done = set(zip(table["settings"], table["size"], table["seed"], table["bed"], strict=True))
     wanted = [
         (name, known[name], bed_name, given.size, seed)
-        for seed in given.seeds for name in given.names or known for bed_name in given.beds
+        for seed in given.seeds for name in names or known for bed_name in given.beds
         if (key(known[name]), given.size, seed, bed_name) not in done
     ]  # fmt: skip
     given.table.parent.mkdir(exist_ok=True, parents=True)
