@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help report test test-slow test-all faults lab train evaluate predict render benchmark clean
+.PHONY: help report test test-slow test-all faults lab notebook train evaluate predict render benchmark clean
 
 # NAME=value on make's command line reaches the settings' own parser, which refuses a misspelt one by name.
 export XRAY_MAKE := $(MAKEOVERRIDES)
@@ -34,6 +34,10 @@ faults: $(VENV)/installed-dev  ## break things on purpose, at length, and print 
 
 lab: $(VENV)/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+notebook: $(VENV)/installed  ## start a notebook of your own in my_notebooks/, which git ignores: NAME=mine
+	@$(if $(and $(NAME),$(findstring command,$(origin NAME))),,echo "error: name the notebook, as in make notebook NAME=mine" >&2; exit 1)
+	@$(BIN)/python tools/new_notebook.py "$(NAME)"
 
 train: $(VENV)/installed  ## train a model, as notebook 05 does (PROCESSES=2 for several; FRESH=1 to start over)
 	@$(if $(call on,$(PROCESSES)),$(BIN)/accelerate launch $(LAUNCH) -m,$(BIN)/python -m) xray_helpers.training $(if $(call on,$(FRESH)),--fresh)

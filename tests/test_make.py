@@ -10,8 +10,8 @@ from xray_helpers.settings import Settings, given_to_make
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 TARGETS = (
-    "report", "test", "test-slow", "test-all", "faults", "lab", "train", "evaluate", "predict", "render", "benchmark",
-    "clean",
+    "report", "test", "test-slow", "test-all", "faults", "lab", "notebook", "train", "evaluate", "predict", "render",
+    "benchmark", "clean",
 )  # fmt: skip
 SHOW = "--eval=show: ; @env | grep ^XRAY_ || true"
 
@@ -87,12 +87,19 @@ def test_training_in_several_processes_goes_through_accelerate():
     assert "--multi_gpu" not in make("--dry-run", "train", "PROCESSES=1")
 
 
+def test_a_new_notebook_needs_a_name_on_the_command_line():
+    assert make("--dry-run", "notebook", "NAME=my study").splitlines()[-1].endswith('tools/new_notebook.py "my study"')
+    for environment in ({}, {"NAME": "of-this-machine"}):  # which some systems set
+        assert "name the notebook" in make("--dry-run", "notebook", **environment)
+
+
 def test_nothing_that_is_made_or_secret_can_be_committed():
     root = project_root()
     if not (root / ".git").exists():
         pytest.skip("not a git checkout")
     names = ["data/raw/x.jpeg", "data/processed/x.csv", "models/run/best.safetensors", "reports/index.html"]
     names += ["kaggle.json", "notebooks/kaggle.json", "access_token", ".env", ".venv/bin/python"]
+    names += ["my_notebooks/mine.ipynb"]
     for name in names:
         assert subprocess.run(["git", "check-ignore", "-q", name], cwd=root, check=False).returncode == 0, name
     for name in ("data/README.md", "models/README.md", "reports/README.md"):

@@ -1,10 +1,9 @@
-"""Eleven things that people do with the helpers: the code of docs/reuse.md, run as it is printed."""
+"""The recipes of docs/reuse.md, run as they are printed."""
 
 import ast
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -32,8 +31,8 @@ def lines_of_code(code):
     return sum(bool(line) and not line.startswith("#") for line in kept)
 
 
-def test_the_page_has_eleven_sections():
-    assert list(SECTIONS) == list(range(1, 12))
+def test_the_page_has_eight_sections():
+    assert list(SECTIONS) == list(range(1, 9))
 
 
 @pytest.mark.parametrize("number", SECTIONS)
@@ -109,21 +108,8 @@ def test_4_each_epoch_goes_to_a_logger(example):
         assert logged == [(row["epoch"], pytest.approx(row[name])) for _, row in names["run"].history.iterrows()]
 
 
-def test_5_a_learning_curve_over_patients(example, capsys):
+def test_5_cross_validation_by_patient(example):
     names = example(5)
-    lines = re.findall(
-        r"(\d+) patients: validation AUC [\d.]+ \([\d.]+ to [\d.]+\), n = (\d+)", capsys.readouterr().out
-    )
-    manifest = names["data"].manifest
-    patients = manifest.loc[manifest["split"] == "train", "patient_coarse"].nunique()
-    val = str((manifest["split"] == "val").sum())
-    assert lines == [(str(round(patients / 2)), val), (str(patients), val)]
-    half = load_model("models/curve-0.5")
-    assert half.trained_on["patient_coarse"].nunique() == round(patients / 2)
-
-
-def test_6_cross_validation_by_patient(example):
-    names = example(6)
     rows = names["data"].manifest[names["data"].manifest["split"] != "test"]
     assert len(names["tables"]) == 5
     assert sorted(names["pooled"]["path"]) == sorted(rows["path"])
@@ -133,38 +119,23 @@ def test_6_cross_validation_by_patient(example):
     check_manifest(names["fold"], "coarse")
 
 
-def test_7_an_ensemble_of_seeds(example):
-    names = example(7)
-    assert len({run["probability"].iloc[0] for run in names["tables"]}) == 3
-    assert names["mean"].iloc[0] == pytest.approx(np.mean([table["probability"].iloc[0] for table in names["tables"]]))
-    assert list(names["found"]["figure"]) == ["auc", "accuracy", "brier"]
-
-
-def test_8_three_classes_and_another_resnet(example):
-    names = example(8)
-    assert names["run"].model.info.arch == "resnet34"
-    assert list(names["found"]["classes"]) == ["normal", "bacterial", "viral"]
-    table = pd.read_csv(names["run"].folder / "predictions-val.csv")
-    assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral", "patient"]
-
-
-def test_9_more_epochs_and_a_new_run_from_an_earlier_one(example):
-    names = example(9)
+def test_6_more_epochs_and_a_new_run_from_an_earlier_one(example):
+    names = example(6)
     assert names["longer"].folder == names["run"].folder
     assert names["longer"].history["stage"].tolist() == ["fine-tune", "more epochs", "more epochs"]
     assert names["other"].folder != names["run"].folder
     assert names["other"].model.info.weights == names["run"].folder.name
 
 
-def test_10_a_heat_map_of_one_file(example):
-    picture = Image.open(example(10)["picture"])
+def test_7_a_heat_map_of_one_file(example):
+    picture = Image.open(example(7)["picture"])
     assert picture.format == "PNG"
     colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert (np.ptp(colours, axis=1) > 40).any()  # colour over the gray image
 
 
-def test_11_export_with_the_preprocessing_inside(example):
-    names = example(11)
+def test_8_export_with_the_preprocessing_inside(example):
+    names = example(8)
     images = names["images"]
     program = torch.export.load("models/model.pt2").module()
     for part in (images, images[:1]):
@@ -174,10 +145,10 @@ def test_11_export_with_the_preprocessing_inside(example):
         torch.testing.assert_close(chance, expected)
 
 
-def test_11_onnx_answers_the_same(example):
+def test_8_onnx_answers_the_same(example):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    names = example(11)
+    names = example(8)
     images = names["images"][:3]
     session = runtime.InferenceSession("models/model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
