@@ -261,9 +261,9 @@ def test_the_run_name_tells_what_ran_and_changes_with_every_setting_that_matters
 def test_a_recipe_fills_in_what_is_not_given(monkeypatch):
     plain, fast = Settings(), Settings(recipe="fast")
     assert (plain.epochs, plain.frozen) == tuple(RECIPES["default"].values())
-    assert (fast.epochs, fast.frozen) == tuple(RECIPES["fast"].values())
+    assert (fast.epochs, fast.frozen, fast.small_size) == tuple(RECIPES["fast"].values())
     assert fast.run_name != plain.run_name
-    assert fast.run_name == Settings(epochs=fast.epochs, frozen=fast.frozen).run_name  # what counts is what it fills in
+    assert fast.run_name == Settings(**RECIPES["fast"]).run_name  # what counts is what it fills in
     monkeypatch.setenv("XRAY_RECIPE", "fast")
     monkeypatch.setenv("XRAY_FROZEN", "none")
     given = Settings.from_env(epochs=7)

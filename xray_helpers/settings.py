@@ -22,7 +22,7 @@ FRACTIONS = {"pooled": (0.70, 0.15, 0.15), "official": (0.90, 0.10), "blocked": 
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4")
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {"epochs": 3, "frozen": "layer1"},
-    "fast": {"epochs": 2, "frozen": "layer2"},
+    "fast": {"epochs": 2, "frozen": "layer2", "small_size": 128},
 }
 MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT")  # not settings
 
@@ -55,9 +55,9 @@ class Settings:
     image_size: int = _setting(0, "side of the square images in pixels (0: by data source)", minimum=32)
     resize: str = _setting("squash", "how images become square", ("squash", "pad", "crop"))
     augment: str = _setting("style", "random changes of training images", ("none", "light", "strong", "style"))
-    recipe: str = _setting("default", "epochs, frozen", ("default", "fast"))
+    recipe: str = _setting("default", "epochs, frozen, small_size", ("default", "fast"))
     frozen: str = _setting("", "the last layers that keep their pretrained weights", ("none", *LAYERS))
-    small_size: int = _setting(128, "side of the images in all epochs but the last, where smaller", minimum=32)
+    small_size: int = _setting(0, "side of the images in all epochs but the last (0: full size)", minimum=32)
     batch_size: int = _setting(32, "images per step", minimum=1)
     epochs: int = _setting(0, "epochs of fine-tuning (0: by recipe)", minimum=1)
     more_epochs: int = _setting(0, "epochs to add to a finished run", minimum=0)
@@ -76,7 +76,7 @@ class Settings:
             value, choices, minimum = getattr(self, entry.name), entry.metadata["choices"], entry.metadata["minimum"]
             if choices and value not in choices:
                 raise _refuse(entry.name, value, "expected one of " + ", ".join(choices))
-            if minimum is not None and not value >= minimum:
+            if minimum is not None and not (value >= minimum or value == entry.default == 0):
                 raise _refuse(entry.name, value, f"expected {minimum:g} or more")
         object.__setattr__(self, "fractions", check_fractions(self.fractions or FRACTIONS[self.split], self.split))
         if self.weights not in ("imagenet", "none") and not Path(self.weights_source()).exists():

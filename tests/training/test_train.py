@@ -228,6 +228,17 @@ def test_a_kill_between_calibration_and_its_table_is_made_good(settings, data):
     assert load_model(run.folder).info.calibration == pytest.approx(run.model.info.calibration, rel=1e-3)
 
 
+@pytest.mark.parametrize("task", ["pneumonia", "cause"])
+def test_probabilities_are_those_of_equally_frequent_classes(settings, data, task):
+    run = train(replace(settings, weights="none", epochs=1, task=task))
+    counts = torch.bincount(make_loaders(prepare_data(replace(settings, task=task))).train.dataset.labels)
+    logs = counts.log() - counts.sum().log()
+    shift = logs[1:] - logs[:1] if task == "pneumonia" else logs
+    trained, saved = resume(run.folder)["model"], weights_of(run)
+    torch.testing.assert_close(saved["fc.bias"], trained["fc.bias"] - shift)
+    torch.testing.assert_close(saved["fc.weight"], trained["fc.weight"])
+
+
 def test_three_causes_have_a_probability_each(settings):
     run = train(replace(settings, task="cause", epochs=1))
     table = pd.read_csv(run.folder / "predictions-val.csv")

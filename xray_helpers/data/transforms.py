@@ -129,7 +129,7 @@ STRENGTHS = {
     "light": Strength(5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25, 0.0),
     "strong": Strength(10, 0.10, 0.10, 0.2, 1.5, 2.0, 15, 0.15, 0.15, 0.5, 0.0),
     # The default: another scanner's and exposure's picture of the same chest (docs/robustness.md).
-    "style": Strength(5, 0.05, 0.05, 0.4, 1.6, 1.0, 40, 0.0, 0.0, 0.25, 0.5),
+    "style": Strength(5, 0.05, 0.05, 0.4, 1.6, 1.0, 40, 0.0, 0.15, 0.25, 0.5),
 }
 
 
@@ -169,6 +169,7 @@ def augmentations(strength: str, size: int, flip: bool = False, always: bool = F
     }
     if s.area:
         steps["erase"] = RandomApply(ka.RandomErasing((0.02, s.area), (0.5, 2.0), value=GRAY, p=1.0), chance)
+    if s.frame:
         steps["erase frame"] = RandomApply(RandomFrame(s.frame), chance)
     return steps
 
@@ -216,7 +217,7 @@ class Augmentation(nn.Module):
 class RandomApply(nn.Module):
     """Apply a step to some images of a batch, each chosen with probability `p`, and compute nothing for the others."""
 
-    def __init__(self, step: nn.Module, p: float) -> None:
+    def __init__(self, step: Callable[[Tensor], Tensor], p: float) -> None:
         super().__init__()
         self.step, self.p = step, p
 

@@ -60,6 +60,7 @@ class ModelInfo:
         weights: what training started from: `imagenet`, `none`, the name of a file, or that of an earlier run.
         calibration: slope and intercept of the calibrated log-odds (two classes; fitted on validation).
         operating_points: name → threshold of the probability.
+        equal_prior: the probabilities are those where all classes are equally frequent (`calibrate`).
         gray: of the training images, the lowest and highest `mean` and `standard deviation` of an image's gray levels,
             and the mean 8 × 8 `thumbnail`, row by row; None where they are not known.
     """
@@ -75,6 +76,7 @@ class ModelInfo:
     weights: str = "none"
     calibration: dict[str, float] = field(default_factory=lambda: {"slope": 1.0, "intercept": 0.0})
     operating_points: dict[str, float] = field(default_factory=lambda: {"0.5": 0.5})
+    equal_prior: bool = False
     gray: dict[str, list[float]] | None = None
 
     @property

@@ -187,12 +187,15 @@ def backbone(model: ResNet) -> nn.Sequential:
     return nn.Sequential(*list(model.children())[:-1], nn.Flatten())
 
 
-def set_prior(model: ResNet, counts: Tensor) -> None:
-    """Start the head's bias at the classes' log-odds, so that the first loss is the entropy of their shares.
+def prior_logits(counts: Tensor, outputs: int) -> Tensor:
+    """The logits of a model that predicts each class's share, whatever the image.
 
     Args:
-        model: from `build_model`.
         counts: training images per class, (C,).
+        outputs: of the network: 1 for two classes, else C.
+
+    Returns:
+        float32 (outputs,).
 
     Raises:
         ValueError: a class without images.
@@ -200,5 +203,13 @@ def set_prior(model: ResNet, counts: Tensor) -> None:
     if not (counts > 0).all():
         raise ValueError(f"training images per class: {counts.tolist()}; every class needs some")
     log_shares = (counts / counts.sum()).log()
-    with torch.no_grad():
-        model.fc.bias.copy_(log_shares[1] - log_shares[0] if model.fc.out_features == 1 else log_shares)
+    return log_shares[1:] - log_shares[0] if outputs == 1 else log_shares
+
+
+@torch.no_grad()
+def set_prior(model: ResNet, counts: Tensor) -> None:
+    """Start the head's bias at the classes' log-odds, so that the first loss is the entropy of their shares.
+
+    Arguments and errors as for `prior_logits`; the model is from `build_model`.
+    """
+    model.fc.bias.copy_(prior_logits(counts, model.fc.out_features))

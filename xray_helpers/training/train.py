@@ -25,7 +25,7 @@ from xray_helpers.training.checkpoint import (
     save_model,
 )
 from xray_helpers.training.engine import Run, fit
-from xray_helpers.training.model import build_model, freeze, outputs_for, set_prior
+from xray_helpers.training.model import build_model, freeze, outputs_for, prior_logits, set_prior
 
 
 def train(
@@ -140,14 +140,21 @@ def gray_facts(dataset: XrayDataset) -> dict[str, list[float]]:
 
 
 def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu") -> None:
-    """Fit calibration and thresholds of a run's best model on validation, in float32, and save them with it.
+    """Prepare a run's best model for use, and save it: `best.safetensors` anew, and its predictions on validation.
 
-    What the training images' grays are like is saved too.
-
-    Writes `best.safetensors` anew, and the model's predictions on validation.
+    The head's bias is moved, once, so that the probabilities are those where all classes are equally frequent (logit
+    adjustment, Menon et al. 2021): how often each was collected says nothing about an image, and a model that leans on
+    it calls normal images ill where the images differ from the training images (`docs/robustness.md`). Calibration,
+    which undoes this for validation's own shares, and thresholds are fitted on validation, in float32. What the grays
+    of the training images are like is saved too.
     """
     model: Any = load_model(folder, str(device))
-    info, dataset = model.info, loaders.val.dataset
+    info, dataset, labels = model.info, loaders.val.dataset, loaders.train.dataset.labels
+    if not info.equal_prior:
+        with torch.no_grad():
+            prior = prior_logits(torch.bincount(labels, minlength=len(info.classes)), info.num_outputs)
+            model.fc.bias -= prior.to(model.fc.bias)
+        info = replace(info, equal_prior=True)
     logits = run_network(model, loaders.val, info.preprocess)
     if info.num_outputs == 1:
         truth, chance = dataset.labels.numpy(), probabilities(logits.double()).numpy()
