@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import platform
 import re
@@ -15,11 +16,13 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
 
 from xray_helpers.files import project_root
 from xray_helpers.settings import SOURCES, Settings, given_to_make
 
 TEMPLATES = Path(__file__).parent / "templates"
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
 
 
 class NotebookError(Exception):
@@ -69,10 +72,30 @@ def heading(notebook: Any) -> tuple[str, str]:
     return lines[0].lstrip("# "), lines[1].replace("**", "")
 
 
+def within_report(page: str) -> str:
+    """A page whose links to notebooks and docs lead to the report's pages of them."""
+    return re.sub(r'href="(?:\.\./\w+/)?([\w-]+)\.(?:ipynb|md)(#[^"]*)?"', r'href="\1.html\2"', page)
+
+
+def write_docs(names: set[str], folder: Path) -> None:
+    """Write a page for each of these files in `docs/`, without `.md`, and for those that they link."""
+    docs, written = project_root() / "docs", set[str]()
+    while names := names - written:
+        name = min(names)
+        body = markdown2html((docs / f"{name}.md").read_text(encoding="utf-8"))
+        for picture in set(re.findall(r'src="([\w-]+\.png)"', body)):
+            content = base64.b64encode((docs / picture).read_bytes()).decode()
+            body = body.replace(f'src="{picture}"', f'src="data:image/png;base64,{content}"')
+        names |= set(re.findall(r'href="([\w-]+)\.md[#"]', body))
+        page = PAGES.get_template("doc.html.j2").render(name=name, body=within_report(body))
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
+        written.add(name)
+
+
 def report(paths: list[Path], settings: Settings, folder: Path) -> None:
-    """Run every notebook and write a page for each, and `index.html`."""
+    """Run every notebook and write a page for each, for the docs that they link, and `index.html`."""
     folder.mkdir(parents=True, exist_ok=True)
-    pages = []
+    pages, docs = [], set[str]()
     for index, path in enumerate(paths):
         previous, following = (paths[i].stem if 0 <= i < len(paths) else "" for i in (index - 1, index + 1))
         print(f"  {path.stem} ...", flush=True)
@@ -88,13 +111,13 @@ def report(paths: list[Path], settings: Settings, folder: Path) -> None:
             "metadata": {"name": title},
         }
         page, _ = exporter.from_notebook_node(notebook, resources=resources)
-        page = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page)
-        (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        docs |= set(re.findall(r'href="\.\./docs/([\w-]+)\.md[#"]', page))
+        (folder / f"{path.stem}.html").write_text(within_report(page), encoding="utf-8")
         pages.append({"name": path.stem, "title": title, "question": question, "seconds": seconds})
         print(f"    {seconds:.0f} s", flush=True)
-    template = jinja2.Template((TEMPLATES / "index.html.j2").read_text(encoding="utf-8"), autoescape=True)
+    write_docs(docs, folder)
     versions = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    text = template.render(
+    text = PAGES.get_template("index.html.j2").render(
         pages=pages,
         data=settings.data_description,
         synthetic=settings.data == "sample",

@@ -12,10 +12,12 @@ from xray_helpers.data.shortcuts import (
     COLUMNS,
     FRAME,
     as_decoded,
+    audit_table,
     border_features,
     border_shortcut,
     cross_validated_auc,
     file_shortcuts,
+    folder_drift,
     thumbnail_baseline,
 )
 from xray_helpers.data.synthetic import write_dataset
@@ -99,6 +101,27 @@ def test_every_result_says_what_it_means_and_what_prevents_it(planted):
     assert found["remedy"].str.len().min() > 10
     assert (found["low"] <= found["auc"]).all()
     assert (found["auc"] <= found["high"]).all()
+
+
+def test_an_audit_before_and_after_stands_side_by_side(planted):
+    rows = planted[2].reset_index()
+    table = audit_table(rows, rows[rows["features"] == "border"].assign(auc=0.5, low=0.25, high=0.75))
+    assert table.index.tolist() == rows["features"].tolist()
+    assert table.columns.tolist() == ["AUC", "after", "meaning", "remedy"]
+    assert table.loc["border", "after"] == "0.500 (0.250 to 0.750)"
+    assert set(table["after"].drop("border")) == {""}
+    assert table.loc["border", "AUC"].startswith(f"{rows.set_index('features').loc['border', 'auc']:.3f} (")
+
+
+def test_folders_of_other_brightness_are_told_apart_and_few_patients_give_no_drift(clean):
+    rows, images = clean
+    folder = np.where(pd.factorize(rows["patient_fine"])[0] % 2 == 0, "train", "test")
+    darker = images // np.where(folder == "test", 2, 1)[:, None, None].astype(np.uint8)
+    assert folder_drift(darker, rows.assign(folder=folder))["low"] > 0.8
+    assert folder_drift(images, rows.assign(folder=folder))["low"] < 0.5
+    assert folder_drift(images, rows.assign(folder="train")) == {}
+    few = np.where(rows["patient_fine"].isin(rows["patient_fine"].unique()[:4]), "test", "train")
+    assert folder_drift(images, rows.assign(folder=few)) == {}
 
 
 def test_other_targets_and_more_classes_work(clean):

@@ -13,14 +13,17 @@ from xray_helpers.data.splits import (
     KEY,
     SPLITS,
     check_manifest,
+    class_shares,
     folds,
     leak_report,
     make_splits,
     manifest_path,
     resplit,
+    share_leaked,
     unmet,
 )
 from xray_helpers.files import LeakError
+from xray_helpers.metrics import share_interval
 from xray_helpers.settings import FRACTIONS, Settings
 
 
@@ -337,6 +340,24 @@ def test_the_leak_report_never_raises_and_lists_splits_of_other_names_last(split
     pairs = [] if len(set(split)) == 1 else [("val", "test"), ("val", "a"), ("test", "a")]
     assert list(zip(report["first"], report["second"], strict=True)) == [pair for pair in pairs for _ in range(4)]
     assert report["key"].tolist() == ["fine", "coarse", "pixels", "near"] * len(pairs)
+
+
+def test_the_share_that_leaks_in_a_case_worked_out_by_hand():
+    catalog = cases(case("bacteria", 1), case("bacteria", 1), case("virus", 1), case("virus", 2), case("IM", 1))
+    rows = catalog.assign(split=["train", "val", "val", "test", "test"])
+    assert share_leaked(rows, "fine") == {"share": 0.25, "images": 4}
+    assert share_leaked(rows, "coarse") == {"share": 0.5, "images": 4}
+    assert share_leaked(rows.assign(split="train"), "fine") == {"share": 0.0, "images": 0}
+
+
+def test_the_shares_of_classes_have_their_n_and_interval_in_the_order_of_the_splits():
+    rows = cases(*[case("bacteria", number) for number in range(3)], case("IM", 1), case("IM", 2))
+    table = class_shares(rows.assign(split=["test", "train", "train", "train", "train"]), "label")
+    assert table[["group", "name", "n"]].to_numpy().tolist() == [
+        ["train", "NORMAL", 4], ["train", "PNEUMONIA", 4], ["test", "NORMAL", 1], ["test", "PNEUMONIA", 1],
+    ]  # fmt: skip
+    assert table["value"].tolist() == [0.5, 0.5, 0.0, 1.0]
+    assert table.loc[0, ["value", "low", "high"]].to_dict() == share_interval(2, 4)
 
 
 def test_the_check_names_the_patient_or_image_that_leaks():

@@ -1,8 +1,10 @@
 """The notebooks run on tiny data of several kinds, and what is committed is clean."""
 
+import ast
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from planted import USER, leaks
 from planted import environment as planted_environment
+from run_notebooks import run
 
 from xray_helpers.files import project_root
 from xray_helpers.settings import Settings
@@ -27,6 +31,16 @@ def without_pictures(text):
     return re.sub(r"[A-Za-z0-9+/=]{200,}", "", text.replace("\\n", ""))
 
 
+def without_blanks(source):
+    return [line for line in source.splitlines() if line.strip()]
+
+
+def solutions(notebook):
+    """The code of the folded solutions, in their order."""
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return re.findall(r"<details>\n<summary>A solution</summary>\n\n```python\n(.*?)```.*?</details>", prose, re.DOTALL)
+
+
 def text_of(output):
     if output.output_type == "stream":
         return output.text
@@ -35,6 +49,7 @@ def text_of(output):
     return "\n".join(str(value) for kind, value in output.data.items() if kind.startswith("text/"))
 
 
+GLOSSARY = "New terms are explained where they first appear, and listed in the [glossary](../docs/glossary.md)."
 # No weights to be downloaded, and little to train.
 QUICK = {"XRAY_WEIGHTS": "none", "XRAY_IMAGE_SIZE": "64", "XRAY_EPOCHS": "1"}
 
@@ -92,7 +107,9 @@ def test_the_report_runs_on_data_of_any_kind(kinds, home, kind, split, task):
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     pages = sorted(path.name for path in (home / "reports").glob("*.html"))
-    assert pages == sorted([*(f"{path.stem}.html" for path in NOTEBOOKS), "index.html"])
+    own = {f"{path.stem}.html" for path in NOTEBOOKS} | {"index.html"}
+    assert own | {"glossary.html"} <= set(pages)
+    assert {Path(page).stem for page in set(pages) - own} <= {path.stem for path in (ROOT / "docs").glob("*.md")}
     name = Settings(data=str(kinds / kind)).data_name
     assert list((home / "data" / "processed" / name).glob(f"splits-{split}-*.csv"))
     for path in (home / "reports").glob("*.html"):
@@ -101,7 +118,7 @@ def test_the_report_runs_on_data_of_any_kind(kinds, home, kind, split, task):
         assert not page.loaded, f"{path.name} loads {page.loaded}"
         assert all(image.get("alt", "").strip() for image in page.images), f"an image of {path.name} has no alt text"
         assert not MACHINE.search(text), MACHINE.search(text)
-        assert name in text
+        assert name in text or path.name not in own
         for link in page.links:
             local = link.split("#")[0]
             assert local.startswith("https://") or not local or (home / "reports" / local).is_file(), link
@@ -166,17 +183,81 @@ class TestCommitted:
         assert first.startswith("# ")
         for part in ("?**", "**You will see**", "**Time**"):
             assert part in first
-        assert "What we learned" in last
+        assert first.endswith(GLOSSARY)
+        assert last.startswith("## What we learned")
         code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        assert all(len([line for line in source.splitlines() if line.strip()]) <= 30 for source in code)
-        assert "use_house_style()\nprint(" in code[0]
+        assert re.search(
+            r'^start = time\.perf_counter\(\)\n(\w+\.)?use_house_style\(\)\nprint\(f"PyTorch', code[0], re.M
+        )
+        assert code[-1] == 'print(f"This notebook took {time.perf_counter() - start:.0f} s.")'
+        assert notebook.cells[-2].source == code[-1]
         assert [cell.source.startswith("settings = Settings.from_env(") for cell in notebook.cells].count(True) == 1
         for source in code:  # the helpers say nothing that need be hidden
             assert not re.search(r"redirect_std|devnull|StringIO|%%capture|sys\.std(out|err) *=", source)
         tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
         assert len(tagged) == 1
-        for link in re.findall(r"\]\((\w+\.ipynb)\)", "".join(cell.source for cell in notebook.cells)):
-            assert (path.parent / link).is_file()
+        for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md))\)", "".join(cell.source for cell in notebook.cells)):
+            assert (path.parent / link).is_file(), link
+
+    def test_its_imports_are_few_and_stand_in_its_first_code_cell(self, path):
+        notebook, python = nbformat.read(path, as_version=4), TransformerManager().transform_cell
+        code = [ast.parse(python(cell.source)) for cell in notebook.cells if cell.cell_type == "code"]
+        found = [[node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)] for tree in code]
+        assert sum(node.end_lineno - node.lineno + 1 for node in found[0]) <= 12
+        assert not any(found[1:])
+
+    def test_its_sections_and_cells_are_short_and_led_by_prose(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        explained = re.sub(r"```python\n.*?```", "", prose, flags=re.DOTALL)
+        sections = re.findall(r"^## (.*)", explained, re.MULTILINE)
+        assert len(sections) <= 8
+        assert sections[-2:] == ["Exercises", "What we learned"]
+        lines = sorted(len(without_blanks(cell.source)) for cell in notebook.cells if cell.cell_type == "code")
+        assert statistics.median(lines) <= 6
+        assert lines[int(0.9 * (len(lines) - 1))] <= 20
+        assert lines[-1] <= 30
+        pairs = list(zip(notebook.cells, notebook.cells[1:], strict=False))
+        led = [before.cell_type == "markdown" for before, cell in pairs if cell.cell_type == "code"]
+        assert sum(led) >= 0.8 * len(led)
+        words = re.findall(r"\w+", re.sub(r"\]\(.*?\)|<.*?>", " ", explained))
+        written = sum(lines) + sum(len(without_blanks(solution)) for solution in solutions(notebook))
+        assert 4 <= len(words) / written <= 10
+
+    def test_its_exercises_have_solutions_and_it_says_how_long_it_took(self, path):
+        notebook = nbformat.read(path, as_version=4)
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert prose.count("<details>") == prose.count("**1.**") + prose.count("**2.**") + prose.count("**3.**")
+        assert 2 <= len(solutions(notebook)) == prose.count("<details>") <= 3
+        assert "**1.** (easy)" in prose
+        assert re.fullmatch(r"This notebook took \d+ s\.\n", text_of(notebook.cells[-2].outputs[0]))
+
+
+@pytest.mark.slow
+def test_the_solutions_of_all_exercises_run_after_their_notebooks(kinds, monkeypatch, tmp_path):
+    for name, value in {**QUICK, "XRAY_DATA": str(kinds / "whole")}.items():
+        monkeypatch.setenv(name, value)
+    for path in NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        own = len(notebook.cells)
+        notebook.cells += [nbformat.v4.new_code_cell(solution) for solution in solutions(notebook)]
+        nbformat.write(notebook, tmp_path / path.name)
+        cells = run(tmp_path / path.name).cells  # names the notebook and the error where one fails
+        for cell in cells[own:]:
+            assert cell.outputs, f"{path.stem}: a solution shows nothing: {cell.source}"
+            assert not [text_of(output) for output in cell.outputs if output.get("name") == "stderr"]
+
+
+def test_the_glossary_is_in_order_and_says_where_each_term_first_appears():
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (.+) \| \[(\d)\]\(\.\./notebooks/(0\d\w+\.ipynb)\) \|$", text, re.MULTILINE)
+    terms = [re.sub(r"\W", "", term).lower() for term, *_ in rows]
+    assert len(rows) == text.count("\n| ") - 2 > 50  # of all lines but the table's own two
+    assert terms == sorted(set(terms))
+    for term, meaning, number, file in rows:
+        assert file.startswith(f"0{number}_"), term
+        assert (ROOT / "notebooks" / file).is_file(), term
+        assert meaning.endswith("."), term
 
 
 def test_no_text_file_of_the_repository_names_a_machine_or_holds_a_secret():

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from xray_helpers.metrics.metrics import auc_interval
+from xray_helpers.metrics import auc_interval, format_interval
 
 Images = NDArray[np.uint8]  # (N, S, S)
 FOLDS = 5
@@ -166,6 +166,43 @@ def thumbnail_baseline(images: Images, rows: pd.DataFrame, target: str = "label"
     thumbnails = _grid(images, 8).mean(axis=3).reshape(len(images), -1)  # (N, 64)
     histograms = np.stack([np.histogram(image, bins=32, range=(0, 256))[0] for image in images])  # (N, 32)
     return _audit({"8×8 thumbnail": thumbnails, "intensity histogram": histograms}, rows, target, seed)
+
+
+def folder_drift(images: Images, rows: pd.DataFrame, seed: int = 0) -> dict[str, float]:
+    """How well an 8×8 thumbnail tells the source's folder train from its folder test.
+
+    Args:
+        images: uint8 (N, S, S).
+        rows: the catalog rows of these images, in the same order, of these two folders.
+        seed: seed of the folds, the model and the bootstrap.
+
+    Returns:
+        As `cross_validated_auc`; empty where a folder is missing or has too few patients.
+    """
+    patients = rows["patient_fine"].groupby(rows["folder"]).nunique()
+    if len(patients) < 2 or patients.min() < FOLDS:
+        return {}
+    thumbnails = _grid(images, 8).mean(axis=3).reshape(len(images), -1)  # (N, 64)
+    return cross_validated_auc(thumbnails, rows["folder"], rows["patient_fine"], seed)
+
+
+def audit_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Two audits of the same features side by side, before and after a remedy, with what each means.
+
+    Args:
+        before: rows as from `file_shortcuts`.
+        after: rows of the same kind, not necessarily of all features.
+
+    Returns:
+        One row per feature of `before`: AUC and after, each with its interval as text, meaning and remedy.
+    """
+    before, after = before.set_index("features"), after.set_index("features")
+    first, second = (
+        pd.Series([format_interval({**row, "value": row["auc"]}) for row in rows.to_dict("records")], rows.index)
+        for rows in (before, after)
+    )
+    second = second.reindex(first.index, fill_value="")
+    return pd.DataFrame({"AUC": first, "after": second}).join(before[["meaning", "remedy"]])
 
 
 def style_features(images: Images) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from xray_helpers.data.catalog import digest, fingerprint, read_rows
 from xray_helpers.data.patients import patients_claim
 from xray_helpers.files import LeakError, atomic_file, print_once, write_text
+from xray_helpers.metrics import share_interval
 from xray_helpers.settings import FRACTIONS, Settings, check_fractions
 
 SPLITS = ("train", "val", "test")
@@ -189,6 +190,40 @@ def leak_report(manifest: pd.DataFrame) -> pd.DataFrame:
         one, two = (_values(manifest, column)[manifest["split"] == name] for name in (first, second))
         rows.append((first, second, key, one[one.isin(two)].nunique(), one.isin(two).sum(), two.isin(one).sum()))
     return pd.DataFrame(rows, columns=["first", "second", "key", "shared", "first_images", "second_images"])
+
+
+def share_leaked(manifest: pd.DataFrame, key: str) -> dict[str, float]:
+    """How many of the images outside train show a patient of train.
+
+    Args:
+        manifest: any catalog rows with a column `split`.
+        key: what counts as one patient, `fine` or `coarse`.
+
+    Returns:
+        share, from 0 to 1, and images: how many are outside train.
+    """
+    patients, learned = manifest[COLUMN[key]], manifest["split"] == "train"
+    leaked, images = patients[~learned].isin(patients[learned]).sum(), (~learned).sum()
+    return {"share": float(leaked / max(images, 1)), "images": int(images)}
+
+
+def class_shares(manifest: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The share of each class in each split, for `plots.share_intervals`.
+
+    Args:
+        manifest: any catalog rows with a column `split`.
+        column: `label` or `cause`.
+
+    Returns:
+        One row per split and class: group, name, n (images of the split), and value, low and high of the share.
+    """
+    rows = []
+    for split in [name for name in SPLITS if name in set(manifest["split"])]:
+        values = manifest.loc[manifest["split"] == split, column]
+        for name in sorted(manifest[column].unique()):
+            interval = share_interval(int((values == name).sum()), len(values))
+            rows.append({"group": split, "name": name, "n": len(values), **interval})
+    return pd.DataFrame(rows)
 
 
 def check_manifest(manifest: pd.DataFrame, key: str) -> None:
