@@ -87,7 +87,8 @@ def _unpublished(model: Any) -> str:
 
 def _cached_file(arch: str) -> Path:
     """Where torchvision keeps its best ImageNet weights, once downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / get_model_weights(arch).DEFAULT.url.rpartition("/")[2]
+    url: str = get_model_weights(arch).DEFAULT.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def imagenet_weights(arch: str) -> Mapping[str, Any]:
