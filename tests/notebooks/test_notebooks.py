@@ -260,6 +260,18 @@ def test_the_glossary_is_in_order_and_says_where_each_term_first_appears():
         assert meaning.endswith("."), term
 
 
+def test_what_is_committed_was_trained_from_pretrained_weights():
+    """The heart of the series, with its head stage and its comparison; see TORCH_HOME in `make render`."""
+    notebook = nbformat.read(ROOT / "notebooks" / "05_finetune.ipynb", as_version=4)
+    text = "\n".join(text_of(output) for cell in notebook.cells for output in cell.get("outputs", []))
+    assert re.search(r"Training starts from .*ImageNet weights", text)
+    assert "-resnet18-imagenet-" in text
+    assert re.search(r"^head +0/", text, re.MULTILINE)
+    assert re.search(r"started from: imagenet, SHA-256 [0-9a-f]{64}", text)
+    assert "random weights instead" not in text
+    assert "nothing to compare" not in text
+
+
 def test_no_text_file_of_the_repository_names_a_machine_or_holds_a_secret():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")

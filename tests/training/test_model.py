@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import socket
@@ -6,12 +7,14 @@ import threading
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.models import resnet18
 
 from xray_helpers.files import WeightsError
 from xray_helpers.settings import ARCHS
 from xray_helpers.training import model as module
+from xray_helpers.training.engine import fit
 from xray_helpers.training.model import (
     GROUPS,
     backbone,
@@ -22,6 +25,7 @@ from xray_helpers.training.model import (
     parameter_groups,
     set_prior,
     train_mode,
+    weights_origin,
 )
 
 pytestmark = pytest.mark.real_network
@@ -168,6 +172,56 @@ class TestWeights:
         assert torch.equal(first.conv1.weight, build_model("resnet18", 1).conv1.weight)
         assert first.weights == "imagenet"
         assert first.fc.out_features == 1
+
+    def test_a_file_that_is_not_the_published_one_is_told_by_its_checksum(self, no_network, monkeypatch, capsys):
+        no_network.mkdir(parents=True)
+        torch.save(resnet18().state_dict(), no_network / "resnet18-f37072fd.pth")
+        digest = hashlib.sha256((no_network / "resnet18-f37072fd.pth").read_bytes()).hexdigest()
+        model = build_model()
+        reason = f"the SHA-256 of resnet18-f37072fd.pth should begin with f37072fd, and begins with {digest[:8]}"
+        published = "torchvision's published ImageNet weights"
+        assert capsys.readouterr().out == f"note: these are not {published}: {reason}\n"
+        assert weights_origin(model) == f"ImageNet weights that are not the published ones ({reason})"
+        assert model.weights_sha256 == digest
+
+        # With the right digits in its name, it is the published one.
+        name = f"resnet18-{digest[:8]}.pth"
+        (no_network / "resnet18-f37072fd.pth").rename(no_network / name)
+        monkeypatch.setattr(type(module.get_model_weights("resnet18").DEFAULT), "url", f"https://127.0.0.1/{name}")
+        assert weights_origin(build_model()) == "torchvision's ImageNet weights"
+        assert capsys.readouterr().out == ""
+
+    def test_the_origin_of_other_weights_is_told_too(self, tmp_path):
+        file = tmp_path / "own.pth"
+        torch.save(resnet18().state_dict(), file)
+        own, random = build_model("resnet18", 1, str(file)), build_model("resnet18", 1, "none")
+        assert own.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert random.weights_sha256 == ""
+        random.run_name = "earlier"  # as load_model says
+        origins = [weights_origin(each) for each in (own, build_model("resnet18", 1, "none"), random)]
+        assert origins == ["the weights in own.pth", "random weights", "the weights of the run earlier"]
+
+    def test_a_run_keeps_the_checksum_also_where_it_goes_on_without_the_weights(self, tmp_path):
+        def stop(row, _model):
+            if row["epoch"] == 1:
+                raise KeyboardInterrupt
+
+        labels = torch.tensor([0, 1, 0, 1])
+        batches = [(labels.float().reshape(4, 1, 1, 1).expand(4, 1, 2, 2), labels)]
+        network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+        network.weights_sha256 = "abc"
+        run = {
+            "loaders": (batches, batches),
+            "folder": tmp_path / "run",
+            "epochs": 2,
+            "name": "run",
+            "learning_rate": 0.1,
+        }
+        with pytest.raises(KeyboardInterrupt):
+            fit(network, **run, callbacks=[stop])
+        again = fit(nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), **run)
+        assert again.model.info.epoch == 2
+        assert again.model.info.weights_digest == "abc"
 
     def test_a_download_that_stops_is_an_error_and_no_hang(self, tmp_path, monkeypatch):
         """A server that answers, sends a little, and then nothing."""

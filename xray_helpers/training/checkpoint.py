@@ -58,6 +58,7 @@ class ModelInfo:
         fingerprint: of the dataset's images.
         split: digest of the manifest that says which images were for training; "" for batches of your own.
         weights: what training started from: `imagenet`, `none`, the name of a file, or that of an earlier run.
+        weights_digest: SHA-256 of the file that these weights came from; "" without one.
         calibration: slope and intercept of the calibrated log-odds (two classes; fitted on validation).
         operating_points: name → threshold of the probability.
         equal_prior: the probabilities are those where all classes are equally frequent (`calibrate`).
@@ -78,6 +79,7 @@ class ModelInfo:
     operating_points: dict[str, float] = field(default_factory=lambda: {"0.5": 0.5})
     equal_prior: bool = False
     gray: dict[str, list[float]] | None = None
+    weights_digest: str = ""
 
     @property
     def num_outputs(self) -> int:

@@ -285,6 +285,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
             preprocess=preprocess if isinstance(preprocess, Preprocess) else None,
             data=getattr(loaders, "data_name", ""), fingerprint=getattr(loaders, "fingerprint", ""),
             split="" if manifest is None else split_digest(manifest),
+            weights_digest=state.get("weights_digest", getattr(model, "weights_sha256", "")),
         )  # fmt: skip
         identity = {key: getattr(info, key) for key in ("arch", "classes", "weights", "fingerprint", "split")}
         identity |= {"epochs": epochs, "learning_rate": learning_rate, "batches per epoch": batches_per_epoch}
@@ -382,7 +383,7 @@ def fit(  # noqa: PLR0912, PLR0915 - the order on the page is the order in time
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
             parts = {"optimizer": steps.state_dict(), "schedule": plan.state_dict(), "scaler": scaler}
             past = {"best_epoch": info.epoch, "best_loss": info.val_loss, "epoch": epoch, "history": history}
-            past |= {"cycles": cycles}
+            past |= {"cycles": cycles, "weights_digest": info.weights_digest}
             checkpoint.save_state(folder, {"identity": identity, "model": model.state_dict(), **parts, **past})
             checkpoint.save_history(folder, history)
             if verbose:

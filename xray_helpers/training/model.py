@@ -1,5 +1,6 @@
 """A pretrained ResNet with a new head, its layers in groups by depth, and which of them learn."""
 
+import hashlib
 import io
 import socket
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ def build_model(arch: str = "resnet18", num_outputs: int = 1, weights: str = "im
 
     Returns:
         A model that maps float (B, 3, S, S) to logits (B, num_outputs); `model.weights` names what it starts from:
-        `imagenet`, `none` or the file's name.
+        `imagenet`, `none` or the file's name. `model.weights_sha256` is the file's SHA-256, `""` without a file. Where
+        torchvision's file is not the published one, a note is printed.
 
     Raises:
         ValueError: an unknown architecture, or fewer than one output.
@@ -47,15 +49,46 @@ def build_model(arch: str = "resnet18", num_outputs: int = 1, weights: str = "im
     if num_outputs < 1:
         raise ValueError(f"num_outputs={num_outputs}: expected 1 (two classes) or the number of classes")
     model: ResNet = get_model(arch, weights=None)
+    file = _cached_file(arch) if weights == "imagenet" else Path(weights).expanduser()
     if weights == "imagenet":
         _fill(model, imagenet_weights(arch), f"the ImageNet weights of {arch}")
     elif weights != "none":
-        _fill(model, _read(Path(weights).expanduser()), Path(weights).name)
+        _fill(model, _read(file), file.name)
     model.arch, model.weights = arch, Path(weights).name  # a path would name the machine
+    known = weights != "none" and file.is_file()
+    model.weights_sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if known else ""
+    if reason := _unpublished(model):
+        print_once(f"note: these are not torchvision's published ImageNet weights: {reason}")
     model.fc = nn.Linear(model.fc.in_features, num_outputs)
     nn.init.zeros_(model.fc.weight)
     nn.init.zeros_(model.fc.bias)
     return model
+
+
+def weights_origin(model: Any) -> str:
+    """What a network from `build_model`, `initial_model` or `load_model` starts from, in words."""
+    if hasattr(model, "run_name"):
+        return f"the weights of the run {model.run_name}"
+    if model.weights != "imagenet":
+        return "random weights" if model.weights == "none" else f"the weights in {model.weights}"
+    if reason := _unpublished(model):
+        return f"ImageNet weights that are not the published ones ({reason})"
+    return "torchvision's ImageNet weights"
+
+
+def _unpublished(model: Any) -> str:
+    """Why a network's ImageNet weights are not the published ones; `""` where they are, or where it is not known."""
+    name = _cached_file(model.arch).name  # torchvision's names end in the first digits of the SHA-256
+    promised, digest = name.rpartition("-")[2].partition(".")[0], model.weights_sha256
+    if model.weights != "imagenet" or not digest or digest.startswith(promised):
+        return ""
+    return f"the SHA-256 of {name} should begin with {promised}, and begins with {digest[:8]}"
+
+
+def _cached_file(arch: str) -> Path:
+    """Where torchvision keeps its best ImageNet weights, once downloaded."""
+    url: str = get_model_weights(arch).DEFAULT.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def imagenet_weights(arch: str) -> Mapping[str, Any]:
@@ -65,7 +98,7 @@ def imagenet_weights(arch: str) -> Mapping[str, Any]:
         WeightsError: the server does not answer, or the cached file is damaged; the message says what to do.
     """
     entry, default_timeout = get_model_weights(arch).DEFAULT, socket.getdefaulttimeout()
-    name = entry.url.rpartition("/")[2]
+    name = _cached_file(arch).name
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch's downloader sets none, and would wait for a silent server
     try:
         with redirect_stderr(io.StringIO()):  # it would print where the cache lies on this machine
