@@ -14,7 +14,15 @@ from xray_helpers.data.dataset import make_loaders, prepare_data
 from xray_helpers.data.patients import patients_claim
 from xray_helpers.evaluation import __main__ as command_line
 from xray_helpers.evaluation import report
-from xray_helpers.evaluation.report import evaluate_run, load_run, run_settings, write_card
+from xray_helpers.evaluation.report import (
+    evaluate_run,
+    folded,
+    load_run,
+    read_predictions,
+    results_table,
+    run_settings,
+    write_card,
+)
 from xray_helpers.files import CheckpointError
 from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval, operating_points
 from xray_helpers.predict import predict_images
@@ -167,6 +175,62 @@ def test_more_classes_have_a_column_each(causes):
     table = pd.read_csv(folder / "predictions-val.csv")
     assert list(table) == ["path", "truth", "p_normal", "p_bacterial", "p_viral", "patient"]
     assert table["path"].tolist() == data.manifest.loc[data.manifest["split"] == "val", "path"].tolist()
+
+
+def test_predictions_come_with_the_facts_about_each_image(binary):
+    _, folder, data = binary
+    found, saved = read_predictions(folder, "val", data), read_rows(folder / "predictions-val.csv")
+    assert found[["path", "truth", "probability", "calibrated", "patient"]].equals(
+        saved[["path", "truth", "probability", "calibrated", "patient"]]
+    )
+    assert set(found["class"]) == {"PNEUMONIA"}
+    assert found["truth"].tolist() == (found["label"] == "PNEUMONIA").astype(int).tolist()
+    assert found["p_true"].to_numpy() == pytest.approx(
+        np.where(found["truth"], found["probability"], 1 - found["probability"])
+    )
+    assert (found["log-odds"] > 0).tolist() == (found["answer"] == "PNEUMONIA").tolist()
+
+
+def test_more_classes_have_a_row_for_each_class(causes):
+    _, folder, data = causes
+    found, saved = read_predictions(folder, "test", data), read_rows(folder / "predictions-test.csv")
+    assert len(found) == 3 * len(saved)
+    for name, part in found.groupby("class"):
+        assert part["probability"].tolist() == saved[f"p_{name}"].tolist()
+        assert (part["truth"] == 1).tolist() == (part["cause"] == name).tolist()
+        own = part[part["truth"] == 1]
+        assert own["probability"].tolist() == own["p_true"].tolist()
+        assert (part["probability"][part["answer"] == name] > 1 / 3).all()
+
+
+def test_where_patients_are_unknown_each_image_is_its_own(binary):
+    _, folder, data = binary
+    unknown = replace(data, manifest=data.manifest.assign(patient_fine="file-1"))
+    found = read_predictions(folder, "val", unknown)
+    assert found["patient"].equals(found["path"])
+
+
+def test_the_headline_is_part_of_all_results(binary, causes):
+    rule = {"accuracy", "sensitivity", "specificity"}
+    for (_, folder, _), first, groups in (
+        (binary, "all thresholds", {"at 0.5": rule, "at chosen": rule}),
+        (causes, "mean over the classes", {"likeliest class": {"accuracy"}}
+         | {name: {"AUC", *rule} for name in ("normal", "bacterial", "viral")}),
+    ):  # fmt: skip
+        judged = json.loads((folder / "metrics.json").read_text())
+        found = {"validation": judged["val"], "test": judged["test"]}
+        table, whole = results_table(found), results_table(found, whole=True)
+        assert list(table) == list(whole)
+        test = judged["test"]
+        assert list(table)[1] == f"test: {test['n']} images, {test['patients']} patients"
+        expected = {first: {"AUC"}} | groups
+        assert {(where, name) for where, names in expected.items() for name in names} == set(table.index)
+        assert table.loc[(first, "AUC")].iloc[1] == format_interval(test["auc"])
+        assert whole.loc[table.index].equals(table)
+        assert len(whole) > len(table)
+    shown = folded(table, "All figures").data
+    assert shown.startswith("<details><summary>All figures</summary><table")
+    assert format_interval(test["auc"]) in shown
 
 
 def test_other_files_than_those_of_the_run_are_refused(copied, monkeypatch):

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TinyResNet
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -16,12 +18,15 @@ from xray_helpers.evaluation.robustness import (
     LEVELS,
     bed,
     bed_table,
+    bench,
     conflicting,
     corrupt,
     corrupted_logits,
     hold_out_conflicting,
 )
 from xray_helpers.settings import Settings
+from xray_helpers.training import model as model_module
+from xray_helpers.training.checkpoint import load_model
 
 COUNT = 360
 TRUTH = np.arange(COUNT) % 2
@@ -143,6 +148,21 @@ def test_who_has_a_conflicting_image_is_not_trained_on(prepared):
         assert not any(ours[label] & theirs[label] for label in ours)
     loaders = make_loaders(prepared, manifest=manifest, test=True)  # and it is a split as any other
     assert len(loaders.test.dataset) == len(held_out)
+
+
+@pytest.mark.parametrize("task", ["pneumonia", "cause"])
+def test_a_bench_model_learns_from_no_conflicting_image_and_is_judged_on_both_beds(prepared, monkeypatch, task):
+    monkeypatch.setattr(model_module, "get_model", lambda arch, weights=None: TinyResNet())
+    settings = replace(prepared.settings, task=task, device="cpu")
+    found = bench(settings, epochs=1)
+    beds = ("validation", "conflicting images")
+    judged = ("PNEUMONIA",) if task == "pneumonia" else ("normal", "bacterial", "viral")
+    assert found.index.tolist() == [*(f"{name}, {each}" for name in beds for each in judged), "worst"]
+    learned = load_model(settings.processed_folder / "bench").trained_on
+    held_out = conflicting(prepare_data(settings))
+    assert found.loc[f"conflicting images, {judged[0]}", "n"] == len(held_out)
+    assert not set(learned["pixel_hash"]) & set(held_out["pixel_hash"])
+    assert not set(learned["patient_coarse"]) & set(held_out["patient_coarse"])
 
 
 def test_a_bed_has_each_figure_with_its_interval():

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from xray_helpers.metrics.bootstrap import (
     Bootstrap,
     format_interval,
+    format_table,
     share_interval,
     weighted_auc,
     weighted_precision,
@@ -155,6 +156,12 @@ def test_an_interval_reads_well():
     assert format_interval({"value": 2.5, "low": 1.5, "high": None}, 1) == "2.5 (1.5 to –)"
     assert format_interval({"value": 0.0, "low": None, "high": 0.25}, 2) == "0.00 (– to 0.25)"
     assert format_interval(NOTHING) == "–"
+
+
+def test_a_table_is_shown_with_intervals_as_text_and_names_in_words():
+    interval = {"value": 0.9571, "low": 0.941, "high": 0.97}
+    found = format_table(pd.DataFrame({"n": [9], "auc": [interval], "calibration_slope": [1.23456]}, ["one"]))
+    assert found.loc["one"].to_dict() == {"n": 9, "AUC": "0.957 (0.941 to 0.970)", "calibration slope": "1.235"}
 
 
 def test_a_share_has_wilson_s_interval():

@@ -11,6 +11,7 @@ from xray_helpers.plots import (
     confusions,
     distributions,
     gallery,
+    heat_map,
     operating_curves,
     overlays,
     palette,
@@ -257,7 +258,23 @@ def test_confusions_have_the_truth_in_rows():
     figure = confusions(POINTS, ("NORMAL", "PNEUMONIA"), "Answers")
     assert [text.get_text() for text in figure.axes[0].texts] == ["2\n66.7%", "1\n33.3%", "1\n33.3%", "2\n66.7%"]
     assert figure.axes[0].get_ylabel() == "truth"
-    assert "fn 3" in figure.axes[1].get_label()
+    assert "PNEUMONIA called NORMAL / PNEUMONIA: 3 / 0" in figure.axes[1].get_label()
+
+
+def test_more_classes_have_counts_and_no_thresholds():
+    points = {"argmax": {"confusion": [[5, 0, 0], [1, 2, 1], [0, 0, 4]]}}
+    matrix, roc = confusions(points, ("a", "b", "c"), "Answers"), operating_curves(TRUTH, PROBABILITY, points, "b", "b")
+    assert [text.get_text() for text in matrix.axes[0].texts][3:6] == ["1\n25.0%", "2\n50.0%", "1\n25.0%"]
+    assert matrix.axes[0].get_title() == "The likeliest class"
+    assert "b called a / b / c: 1 / 2 / 1" in matrix.axes[0].get_label()
+    assert len(roc.axes[0].lines) == 2  # the curve and chance
+
+
+def test_a_heat_map_shows_each_number_and_says_it():
+    ax = heat_map(pd.DataFrame({1: [0.9, 0.8], 2: [0.7, 0.5]}, ["blur", "noise"]), "Corrupted", "level")
+    assert [text.get_text() for text in ax.texts] == ["0.900", "0.700", "0.800", "0.500"]
+    assert ax.get_label() == "Corrupted: blur 0.900, 0.700; noise 0.800, 0.500."
+    assert ax.get_xlabel() == "level"
 
 
 def test_reliability_sets_frequency_against_probability():

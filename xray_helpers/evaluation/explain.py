@@ -28,7 +28,7 @@ CORNER = 0.2  # of the side
 PARTS = ("nothing erased", "corners erased", "frame erased", "all but the frame erased")
 
 
-def activation_maps(model: ResNet, images: Tensor, target: int = 0, block: str = "layer4") -> Tensor:
+def activation_maps(model: ResNet, images: Tensor, target: ArrayLike = 0, block: str = "layer4") -> Tensor:
     """What each place of an image adds to an output: Grad-CAM (Selvaraju et al. 2017), unclipped.
 
     Between its last block and the output a ResNet only averages and multiplies. So the map is exact there: its sum and
@@ -38,7 +38,7 @@ def activation_maps(model: ResNet, images: Tensor, target: int = 0, block: str =
     Args:
         model: from `load_model`.
         images: uint8 (N, 1, S, S).
-        target: number of the output; with one output, 0 is that of the finding.
+        target: number of the output, or one for each image, (N,); with one output, 0 is that of the finding.
         block: `layer4`, or `layer3` for twice as many cells a side.
 
     Returns:
@@ -46,8 +46,10 @@ def activation_maps(model: ResNet, images: Tensor, target: int = 0, block: str =
         below 0 speaks against it.
     """
     method, device = LayerGradCam(model, getattr(model, block)), next(model.parameters()).device
+    targets = torch.as_tensor(target, device=device).expand(len(images)).split(BATCH)
     batches = (model.info.preprocess(part.to(device)) for part in images.split(BATCH))
-    return torch.cat([method.attribute(batch, target=target).detach().cpu() for batch in batches]).squeeze(1)
+    maps = [method.attribute(batch, target=each).detach().cpu() for batch, each in zip(batches, targets, strict=True)]
+    return torch.cat(maps).squeeze(1)
 
 
 def explain_image(file: str | Path, model: Any, output: str | Path) -> Path:

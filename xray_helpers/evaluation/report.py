@@ -2,25 +2,31 @@
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
+from IPython.display import HTML
+from scipy.special import logit
 from torch import nn
 
+from xray_helpers.data.catalog import read_rows
 from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data
 from xray_helpers.data.patients import patients_claim, patients_known
 from xray_helpers.data.splits import check_unseen, split_digest
 from xray_helpers.files import CheckpointError, write_text
-from xray_helpers.inference import Transform, finding_of, prediction_table, run_network
-from xray_helpers.metrics import Bootstrap, calibration, evaluate, format_interval
+from xray_helpers.inference import Transform, finding_of, judged_classes, prediction_table, run_network
+from xray_helpers.metrics import LABELS, Bootstrap, calibration, evaluate, format_interval
 from xray_helpers.settings import Settings, choose_device, choose_precision
 from xray_helpers.training.checkpoint import BEST, CARD, EARLIER, HISTORY, TRAINED_ON, load_model
 
 METRICS = "metrics.json"
+HEADLINE = ("AUC", "accuracy", "sensitivity", "specificity")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "accelerate", "kornia")
 
 
@@ -164,6 +170,65 @@ def evaluate_run(
     }
     write_text(file, json.dumps(content, indent=1) + "\n")
     return found
+
+
+def read_predictions(folder: str | Path, split: str, data: PreparedData) -> pd.DataFrame:
+    """A run's predictions on a split, in long form: of more than two classes, each is judged against the rest.
+
+    Args:
+        folder: of the run.
+        split: `val`, or `test` once `evaluate_run` has opened it.
+        data: that the run was trained on.
+
+    Returns:
+        One row per image and judged class (of two, the finding alone): path, class, truth (1 where the image is of that
+        class, else 0), probability, log-odds, calibrated (two classes), p_true (probability of the image's true class),
+        answer (the likeliest class), patient (where they are not known, the path), and the manifest's columns.
+    """
+    table, classes = read_rows(Path(folder) / f"predictions-{split}.csv"), np.array(data.classes)
+    chances = table.filter(regex="^p_|^probability$").to_numpy()  # (N, 1) or (N, C)
+    chances = np.hstack([1 - chances, chances]) if chances.shape[1] == 1 else chances
+    numbers = table["truth"].to_numpy()
+    table = table.assign(p_true=chances[np.arange(len(table)), numbers], answer=classes[chances.argmax(axis=1)])
+    if not patients_known(data.manifest):  # then each image counts by itself
+        table["patient"] = table["path"]
+    parts = []
+    for name in judged_classes(data.classes):
+        number = data.classes.index(name)
+        column = {"class": name, "truth": (numbers == number).astype(int), "probability": chances[:, number]}
+        parts.append(table.assign(**column, **{"log-odds": logit(chances[:, number].clip(1e-9, 1 - 1e-9))}))
+    return pd.concat(parts, ignore_index=True).join(data.manifest.set_index("path"), on="path")
+
+
+def results_table(found: Mapping[str, Mapping[str, Any]], whole: bool = False) -> pd.DataFrame:
+    """Results as text: one row per figure, grouped by what it judges; one column per split.
+
+    Args:
+        found: name → what `evaluate_run` returned for a split.
+        whole: all figures, not only the headline's.
+    """
+    columns = {}
+    for name, result in found.items():
+        patients = f", {result['patients']:,} patients" if result["patients"] else ""
+        first = "mean over the classes" if "classes" in result else "all thresholds"
+        columns[f"{name}: {result['n']:,} images{patients}"] = dict(_figures(result, first))
+    table = pd.DataFrame(columns)
+    return table if whole else table[[name in HEADLINE and "sensitivity" not in at for at, name in table.index]]
+
+
+def _figures(found: Mapping[str, Any], where: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """((what is judged, figure), value with interval), of all figures in nested results."""
+    for name, value in found.items():
+        if isinstance(value, dict) and value.keys() <= {"value", "low", "high"}:
+            yield (where, LABELS.get(name, name.replace("_", " "))), format_interval(value)
+        elif isinstance(value, dict):
+            rule = f"at {name}" if "threshold" in value else name.replace("argmax", "likeliest class")
+            yield from _figures(value, rule)
+
+
+def folded(table: pd.DataFrame, summary: str) -> HTML:
+    """A table that a notebook shows when the reader clicks on its summary."""
+    return HTML(f"<details><summary>{summary}</summary>{table.to_html()}</details>")
 
 
 def write_card(folder: str | Path, model: nn.Module | None = None) -> str:

@@ -6,6 +6,7 @@ style does well there. These test beds part the two. They are made from train an
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xray_helpers.data.dataset import PreparedData
+from xray_helpers.data.dataset import PreparedData, make_loaders, prepare_data
 from xray_helpers.data.shortcuts import out_of_fold_scores, style_features
 from xray_helpers.data.splits import linked
-from xray_helpers.data.transforms import GRAY, jpeg, to_unit
-from xray_helpers.inference import Transform, run_network
+from xray_helpers.data.transforms import GRAY, Augmentation, jpeg, to_unit
+from xray_helpers.inference import Transform, judged_classes, probabilities, run_network
 from xray_helpers.metrics import evaluate
+from xray_helpers.settings import Settings
+from xray_helpers.training.engine import fit
+from xray_helpers.training.train import initial_model
 
 SHARE = 0.15  # of each class that counts as conflicting
 FIGURES = ("auc", "accuracy", "specificity", "sensitivity", "loss", "calibration_intercept")
@@ -105,6 +109,38 @@ def bed_table(beds: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         known = [found for found in table[name] if found["value"] is not None]
         worst[name] = max(known, key=lambda found: badness.get(name, lambda value: -value)(found["value"]))
     return pd.concat([table, pd.DataFrame({"worst": worst}).T[table.columns]])
+
+
+def bench(settings: Settings, start: str = "none", epochs: int = 2) -> pd.DataFrame:
+    """Judge a recipe where style and anatomy disagree: train a small model of it without the conflicting images.
+
+    It learns at 128 pixels at most, in `bench` of the processed folder, and is then judged on validation and on the
+    conflicting images.
+
+    Args:
+        settings: of the recipe.
+        start: what weights it starts from, `imagenet` or `none`.
+        epochs: of its training.
+
+    Returns:
+        As `bed_table`; of more than two classes, each is judged against the rest.
+    """
+    small = replace(settings, image_size=min(128, settings.image_size), weights=start)
+    data = prepare_data(small)
+    loaders = make_loaders(data, settings.batch_size, settings.seed, manifest=hold_out_conflicting(data), test=True)
+    network, augment = initial_model(small, loaders)[0], Augmentation(small.augment, small.image_size)
+    folder = settings.processed_folder / "bench"
+    model = fit(network, loaders, folder, epochs, augment=augment, name="bench", fresh=True, verbose=False).model
+
+    beds = {}
+    for name, loader in (("validation", loaders.val), ("conflicting images", loaders.test)):
+        truth, patients = loader.dataset.labels.numpy(), loader.dataset.patients
+        answers = probabilities(run_network(model, loader, loaders.preprocess)).numpy()
+        for judged in judged_classes(data.classes):
+            number = data.classes.index(judged)
+            chance = answers if answers.ndim == 1 else answers[:, number]
+            beds[f"{name}, {judged}"] = bed(truth == number, chance, patients)
+    return bed_table(beds)
 
 
 def _downscale(images: Tensor, factor: float) -> Tensor:

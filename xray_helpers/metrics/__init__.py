@@ -1,10 +1,10 @@
 """Numbers that judge a model, from labels, probabilities and patients alone, with 95% intervals."""
 
-from xray_helpers.metrics.bootstrap import Bootstrap, Interval, format_interval, share_interval
+from xray_helpers.metrics.bootstrap import LABELS, Bootstrap, Interval, format_interval, format_table, share_interval
 from xray_helpers.metrics.calibration import calibration, check_binary, ece, operating_points, platt
 from xray_helpers.metrics.metrics import auc_interval, compare, decisions, evaluate, scores, subgroups
 
 __all__ = [
-    "Bootstrap", "Interval", "auc_interval", "calibration", "check_binary", "compare", "decisions", "ece", "evaluate",
-    "format_interval", "operating_points", "platt", "scores", "share_interval", "subgroups",
+    "LABELS", "Bootstrap", "Interval", "auc_interval", "calibration", "check_binary", "compare", "decisions", "ece",
+    "evaluate", "format_interval", "format_table", "operating_points", "platt", "scores", "share_interval", "subgroups",
 ]  # fmt: skip

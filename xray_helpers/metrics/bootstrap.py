@@ -12,6 +12,7 @@ Array = NDArray[Any]
 Interval = dict[str, Any]  # value, low, high; None where there is no finite number
 DRAWS = 2000
 BATCH = 200  # draws held in memory at once
+LABELS = {"auc": "AUC", "brier": "Brier score", "ece": "ECE", "ppv": "PPV", "npv": "NPV", "f1": "F1"}
 
 
 class Bootstrap:
@@ -98,6 +99,18 @@ def format_interval(interval: Interval, digits: int = 3) -> str:
     numbers = map(interval.get, ("value", "low", "high"))
     value, low, high = ("–" if number is None else f"{number:.{digits}f}" for number in numbers)
     return f"{value} ({low} to {high})" if (low, high) != ("–", "–") else value
+
+
+def format_table(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """A table to be shown: intervals and numbers as text, and the names of figures in words."""
+
+    def as_text(cell: Any) -> Any:
+        if isinstance(cell, dict):
+            return format_interval(cell, digits)
+        return f"{cell:.{digits}f}" if isinstance(cell, float) else cell
+
+    words = {name: LABELS.get(name, str(name).replace("_", " ")) for name in table}
+    return table.map(as_text).rename(columns=words)
 
 
 @np.errstate(invalid="ignore")

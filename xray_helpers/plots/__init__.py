@@ -15,10 +15,10 @@ from xray_helpers.plots.data import (
     scatter,
     share_intervals,
 )
-from xray_helpers.plots.evaluation import confusions, operating_curves, reliability, training_curves
+from xray_helpers.plots.evaluation import confusions, heat_map, operating_curves, reliability, training_curves
 from xray_helpers.plots.style import palette, show, use_house_style
 
 __all__ = [
-    "auc_intervals", "balance", "bars", "confusions", "distributions", "gallery", "operating_curves", "overlays",
-    "palette", "reliability", "scatter", "share_intervals", "show", "training_curves", "use_house_style",
+    "auc_intervals", "balance", "bars", "confusions", "distributions", "gallery", "heat_map", "operating_curves",
+    "overlays", "palette", "reliability", "scatter", "share_intervals", "show", "training_curves", "use_house_style",
 ]  # fmt: skip

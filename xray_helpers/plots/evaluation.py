@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
-from xray_helpers.plots.style import BAD, GOOD, Array, describe, panels, sentences, styles
+from xray_helpers.plots.style import BAD, GOOD, Array, describe, new_axes, panels, sentences, styles
 
 Points = Mapping[str, Mapping[str, Any]]
 
@@ -43,7 +44,8 @@ def operating_curves(truth: Array, probability: Array, points: Points, positive:
     Args:
         truth: 0 or 1, (N,).
         probability: of class 1, (N,).
-        points: name → threshold, sensitivity, specificity and ppv, as `at` in `metrics.evaluate`.
+        points: name → threshold, sensitivity, specificity and ppv, as `at` in `metrics.evaluate`; what has no
+            threshold is left out.
         positive: name of class 1.
         title: title of the figure.
     """
@@ -52,7 +54,8 @@ def operating_curves(truth: Array, probability: Array, points: Points, positive:
         drawn = kind.from_predictions(truth, probability, ax=ax, plot_chance_level=True)
         drawn.line_.set(color=GOOD, linewidth=2.5, label="_curve")  # a name with _ stays out of the legend
     parts = [f"{positive}, n = {len(truth):,}"]
-    for name, shade, marker, _ in styles(dict.fromkeys(points, BAD)):
+    marked = [name for name, point in points.items() if "threshold" in point]
+    for name, shade, marker, _ in styles(dict.fromkeys(marked, BAD)):
         hits, rejections, precision = (points[name][key]["value"] for key in ("sensitivity", "specificity", "ppv"))
         label = f"{name}: p ≥ {points[name]['threshold']:.3g}"
         for ax, x, y in ((left, 1 - rejections, hits), (right, hits, precision)):
@@ -69,23 +72,42 @@ def operating_curves(truth: Array, probability: Array, points: Points, positive:
 
 
 def confusions(points: Points, classes: Sequence[str], title: str) -> Figure:
-    """A confusion matrix for each operating point, the truth in rows; shares are of the row.
+    """A confusion matrix for each rule of decision, the truth in rows; shares are of the row.
 
     Args:
-        points: name → threshold and confusion (tn, fp, fn, tp).
-        classes: names of both classes.
+        points: name → threshold and confusion (tn, fp, fn, tp), or confusion alone (one row per class).
+        classes: names of the classes.
         title: title of the figure.
     """
     figure, axes = panels(title, 1, len(points), (4.2 * len(points), 3.6))
     for ax, (name, point) in zip(axes, points.items(), strict=True):
-        counts = np.array([point["confusion"][key] for key in ("tn", "fp", "fn", "tp")]).reshape(2, 2)
+        cells = point["confusion"]
+        flat = [cells[key] for key in ("tn", "fp", "fn", "tp")] if isinstance(cells, Mapping) else cells
+        counts = np.reshape(flat, (len(classes), len(classes)))
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         texts = np.vectorize("{:,}\n{:.1%}".format)(counts, shares)
         names = {"xticklabels": classes, "yticklabels": classes, "annot_kws": {"fontsize": 13}}
         sns.heatmap(shares, annot=texts, fmt="", cmap="Blues", vmin=0, vmax=1.3, cbar=False, ax=ax, **names)
-        parts = [f"{key} {count}" for key, count in point["confusion"].items()]
-        describe(ax, f"{name}: p ≥ {point['threshold']:.3g}", parts, xlabel="prediction", ylabel="truth")
+        called = f"called {' / '.join(classes)}: "
+        parts = [f"{true} {called}{' / '.join(map(str, row))}" for true, row in zip(classes, counts, strict=True)]
+        rule = f"{name}: p ≥ {point['threshold']:.3g}" if "threshold" in point else "The likeliest class"
+        describe(ax, rule, parts, xlabel="prediction", ylabel="truth")
     return figure
+
+
+def heat_map(table: pd.DataFrame, title: str, xlabel: str, ax: Axes | None = None) -> Axes:
+    """A table of AUCs, from chance (0.5, black) to 1 (white), with its numbers.
+
+    Args:
+        table: rows and columns with their names.
+        title: title of the figure.
+        xlabel: what the columns are.
+        ax: where to draw; a new figure by default.
+    """
+    ax = ax or new_axes(0.3 * len(table) + 1.2)
+    sns.heatmap(table, annot=True, fmt=".3f", vmin=0.5, vmax=1, cmap="Greys_r", cbar_kws={"label": "AUC"}, ax=ax)
+    parts = [f"{name} {', '.join(row.map('{:.3f}'.format))}" for name, row in table.iterrows()]
+    return describe(ax, title, parts, xlabel=xlabel, ylabel="")
 
 
 def reliability(truth: Array, columns: Mapping[str, Array], title: str) -> Figure:
