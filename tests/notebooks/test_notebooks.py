@@ -15,7 +15,6 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from planted import USER, leaks
 from planted import environment as planted_environment
-from run_notebooks import run
 
 from xray_helpers.files import project_root
 from xray_helpers.settings import Settings
@@ -231,21 +230,6 @@ class TestCommitted:
         assert 2 <= len(solutions(notebook)) == prose.count("<details>") <= 3
         assert "**1.** (easy)" in prose
         assert re.fullmatch(r"This notebook took \d+ s\.\n", text_of(notebook.cells[-2].outputs[0]))
-
-
-@pytest.mark.slow
-def test_the_solutions_of_all_exercises_run_after_their_notebooks(kinds, monkeypatch, tmp_path):
-    for name, value in {**QUICK, "XRAY_DATA": str(kinds / "whole")}.items():
-        monkeypatch.setenv(name, value)
-    for path in NOTEBOOKS:
-        notebook = nbformat.read(path, as_version=4)
-        own = len(notebook.cells)
-        notebook.cells += [nbformat.v4.new_code_cell(solution) for solution in solutions(notebook)]
-        nbformat.write(notebook, tmp_path / path.name)
-        cells = run(tmp_path / path.name).cells  # names the notebook and the error where one fails
-        for cell in cells[own:]:
-            assert cell.outputs, f"{path.stem}: a solution shows nothing: {cell.source}"
-            assert not [text_of(output) for output in cell.outputs if output.get("name") == "stderr"]
 
 
 def test_the_glossary_is_in_order_and_says_where_each_term_first_appears():
