@@ -46,7 +46,7 @@ def activation_maps(model: ResNet, images: Tensor, target: ArrayLike = 0, block:
         below 0 speaks against it.
     """
     method, device = LayerGradCam(model, getattr(model, block)), next(model.parameters()).device
-    targets = torch.as_tensor(target, device=device).expand(len(images)).split(BATCH)
+    targets = torch.tensor(np.asarray(target), device=device).expand(len(images)).split(BATCH)  # a copy, of any array
     batches = (model.info.preprocess(part.to(device)) for part in images.split(BATCH))
     maps = [method.attribute(batch, target=each).detach().cpu() for batch, each in zip(batches, targets, strict=True)]
     return torch.cat(maps).squeeze(1)
