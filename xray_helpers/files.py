@@ -1,6 +1,7 @@
 """Errors, the project's folder, and writing files so that a crash leaves the old file or the new one, whole."""
 
 import errno
+import hashlib
 import os
 import shutil
 import sys
@@ -110,6 +111,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all, as `atomic_file`; the ends of its lines stay as they are."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with open(file, "rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def list_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:

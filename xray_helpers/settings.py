@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from xray_helpers.files import project_root
+from xray_helpers.files import file_digest, project_root
 
 ARCHS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -162,9 +162,9 @@ class Settings:
         del result["workers"], result["more_epochs"], result["recipe"]
         if self.weights not in ("imagenet", "none"):
             content = file / "best.safetensors" if file.is_dir() else file
-            result["weights"] = hashlib.sha256(content.read_bytes()).hexdigest()
+            result["weights"] = file_digest(content)
         if self.patients_table:
-            result["patients"] = hashlib.sha256(self.patients_table.read_bytes()).hexdigest()
+            result["patients"] = file_digest(self.patients_table)
         result = {name: value for name, value in result.items() if value != ""}  # as before there was such a setting
         digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
         origin = f"from-{file.resolve().name[-8:]}" if file.is_dir() else file.stem

@@ -1,6 +1,5 @@
 """Every image decoded once to the training size, in one array that is mapped from disk."""
 
-import hashlib
 import json
 import os
 import time
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from xray_helpers.data.catalog import fingerprint
 from xray_helpers.data.reader import RESIZES, UNKNOWN, Whites, find_whites, read_image
-from xray_helpers.files import XrayError, atomic_file, check_disk, make_folder, write_text
+from xray_helpers.files import XrayError, atomic_file, check_disk, file_digest, make_folder, write_text
 
 VERSION = 3  # raised when the same files give other pixels
 BLOCK = 64  # images that are decoded before the next ones begin, so that memory does not grow with their number
@@ -126,7 +125,7 @@ def _open(file: Path) -> ImageCache | None:
     """The cache in this file, if it is whole and unchanged; None otherwise, with the reason printed."""
     try:
         cache = ImageCache(file=file, **json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
-        if _checksum(file) != cache.checksum or len(cache.images) < len(cache.rows):
+        if file_digest(file) != cache.checksum or len(cache.images) < len(cache.rows):
             raise ValueError("its checksum does not match")
         return cache
     except FileNotFoundError:  # not built so far, or not to its end
@@ -134,12 +133,6 @@ def _open(file: Path) -> ImageCache | None:
     except (ValueError, TypeError, OSError) as error:
         print(f"{file.name} cannot be used ({error}) and is rebuilt")
     return None
-
-
-def _checksum(file: Path) -> str:
-    """SHA-256 of a file."""
-    with open(file, "rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _build(
@@ -165,7 +158,7 @@ def _build(
             np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for first in tqdm(range(0, len(paths), BLOCK), "decoding", leave=False, unit="block"):
                 target.writelines(pool.map(decode, paths[first : first + BLOCK]))
-        checksum = _checksum(partial)
+        checksum = file_digest(partial)
     rows = {path: row for row, path in enumerate(paths)}
     seconds = round(time.perf_counter() - start, 3)
     cache = ImageCache(file, size, resize, rows, catalog, checksum, seconds, whites)

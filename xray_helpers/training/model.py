@@ -1,6 +1,5 @@
 """A pretrained ResNet with a new head, its layers in groups by depth, and which of them learn."""
 
-import hashlib
 import io
 import socket
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import ResNet, get_model, get_model_weights
 
-from xray_helpers.files import WeightsError, print_once
+from xray_helpers.files import WeightsError, file_digest, print_once
 from xray_helpers.settings import ARCHS
 
 DOWNLOAD_TIMEOUT = 10.0  # seconds to wait for the server that holds the weights
@@ -56,7 +55,7 @@ def build_model(arch: str = "resnet18", num_outputs: int = 1, weights: str = "im
         _fill(model, _read(file), file.name)
     model.arch, model.weights = arch, Path(weights).name  # a path would name the machine
     known = weights != "none" and file.is_file()
-    model.weights_sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if known else ""
+    model.weights_sha256 = file_digest(file) if known else ""
     if reason := _unpublished(model):
         print_once(f"note: these are not torchvision's published ImageNet weights: {reason}")
     model.fc = nn.Linear(model.fc.in_features, num_outputs)
