@@ -10,6 +10,7 @@ installed.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -69,6 +70,25 @@ def reached(found: Watched) -> tuple[float, float]:
     return next((step for step in steps if step[1] >= GOAL), steps[-1])
 
 
+def throughput(found: Watched, models: Path) -> float:
+    """Training images seen in all epochs of this project's run, per second of head stage and epochs."""
+    name = re.search(r"models/(\S+):", found.lines[-1][1])
+    history = pd.read_csv(models / (name[1] if name else "") / "history.csv")
+    epochs = history[history["epoch"] > 0]
+    return float((epochs["images_per_second"] * epochs["seconds"]).sum() / history["seconds"].sum())
+
+
+def told_speed(found: Watched) -> float:
+    """Training images per second that a loop of others told, the mean over its epochs; NaN where it told none."""
+    told = [re.search(r"([\d.]+) images/s", line) for _, line in found.lines]
+    return float(pd.Series([float(match[1]) for match in told if match], dtype=float).mean())
+
+
+def number(value: float, digits: int = 2) -> str:
+    """As text, with a dash for what is not known."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def main() -> None:
     """Print one row per loop of a Markdown table."""
     given = Settings.from_env()
@@ -85,33 +105,42 @@ def main() -> None:
         settings = replace(given, data=str(folder / "originals"), weights="imagenet", arch="resnet18")
         manifest = prepare_data(settings).manifest
         arrange(manifest, settings.raw_folder / "chest_xray", folder / "folders")
-        commands = {"this project": ["-m", "xray_helpers.training", "--weights", "imagenet", "--arch", "resnet18"]}
-        commands["tutorials' loop"] = ["benchmarks/others.py", "tutorial", str(folder / "folders")]
+        train = ["-m", "xray_helpers.training", "--weights", "imagenet", "--arch", "resnet18"]
+        commands = {"this project, default": train, "this project, RECIPE=fast": [*train, "--recipe", "fast"]}
+        commands["tutorials' loop, float32"] = ["benchmarks/others.py", "tutorial", str(folder / "folders")]
         if importlib.util.find_spec("fastai"):
-            commands["fastai's fine_tune"] = ["benchmarks/others.py", "fastai", str(folder / "folders")]
-        seen = {}
+            commands["fastai's fine_tune, float32"] = ["benchmarks/others.py", "fastai", str(folder / "folders")]
+        rows = []
         for loop, command in commands.items():
-            seen[loop] = watch([sys.executable, *command])
-            print(f"{loop}: {reached(seen[loop])}, {seen[loop].seconds:.0f} s in all", file=sys.stderr, flush=True)
+            seen = watch([sys.executable, *command])
+            ours = loop.startswith("this project")
+            seconds, auc = reached(seen)
+            row = {"loop": loop, "seconds": seconds + ours * preparing.seconds, "AUC then": auc}
+            row |= {"images/s": throughput(seen, given.home / "models") if ours else told_speed(seen)}
+            rows.append(
+                row | {"memory, GB": seen.memory / 1e9, "whole run, s": seen.seconds + ours * preparing.seconds}
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
     device = choose_device(settings.device).value
     precision = choose_precision(settings.precision, device).value
     name = torch.cuda.get_device_name() if device == "cuda" else f"{loky.cpu_count()} CPU cores"
     counts = manifest["split"].value_counts()
-    print(f"\nResNet-18 at 224, {counts['train']:,} images for training, {counts['val']:,} for validation; {name}\n")
-    print(f"| loop | validation AUC of {GOAL} or more after | ratio | bar | AUC then | peak memory |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    print(f"| reading, splitting and decoding all files, once | {preparing.seconds:.0f} s | | | | "
-          f"{preparing.memory / 1e9:.1f} GB |")  # fmt: skip
-    ours, auc = reached(seen["this project"])
-    ours += preparing.seconds
-    print(f"| this project, {precision}, with that | {ours:.0f} s | | | {auc:.4f} | "
-          f"{seen['this project'].memory / 1e9:.1f} GB (< 3) |")  # fmt: skip
-    for loop, found in list(seen.items())[1:]:
-        seconds, auc = reached(found)
-        late = "" if auc >= GOAL else "not within "
-        print(f"| {loop}, float32 | {late}{seconds:.0f} s | {ours / seconds:.2f} | ≤ 0.4 | {auc:.4f} | "
-              f"{found.memory / 1e9:.1f} GB |")  # fmt: skip
-    print(f"\nThe whole run of this project, {settings.epochs} epochs: {seen['this project'].seconds:.0f} s")
+    sizes = f"{counts['train']:,} images for training, {counts['val']:,} for validation"
+    print(f"\nResNet-18 at 224, {sizes}; {name}, this project in {precision}.")
+    print(f"Reading, splitting and decoding all files, once, took {preparing.seconds:.0f} s and is counted.\n")
+    others = {row["loop"].split(",")[0]: row for row in rows if not row["loop"].startswith("this project")}
+    print(f"| loop | validation AUC of {GOAL} or more after | AUC then | images/s in training | memory | "
+          + " | ".join(f"share of the time of {name} | times its speed" for name in others) + " |")  # fmt: skip
+    print("| --- " * (5 + 2 * len(others)) + "|")
+    for row in rows:
+        late = "" if row["AUC then"] >= GOAL else "not within "
+        cells = [row["loop"], f"{late}{row['seconds']:.0f} s", f"{row['AUC then']:.4f}"]
+        cells += [number(row["images/s"], 1), f"{row['memory, GB']:.1f} GB"]
+        for other in others.values():
+            cells += [number(row["seconds"] / other["seconds"]), number(row["images/s"] / other["images/s"])]
+        print(f"| {' | '.join(cells)} |")
+    for row in rows:
+        print(f"The whole run of {row['loop']}: {row['whole run, s']:.0f} s")
 
 
 if __name__ == "__main__":
