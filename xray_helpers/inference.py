@@ -98,22 +98,6 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.squeeze(1).sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
-class WithPreprocess(nn.Module):
-    """A model with its preprocessing inside, to be exported: images uint8 (B, 1, S, S) to probabilities.
-
-    Args:
-        model: from `load_model`.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.network, self.preprocess = model, model.info.preprocess
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Of class 1, (B,), or of each class, (B, C)."""
-        return probabilities(self.network(self.preprocess(images)))
-
-
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Unweighted cross-entropy: binary for logits (B, 1), else over the classes of (B, C)."""
     if logits.shape[1] == 1:

@@ -91,6 +91,17 @@ def test_the_border_sees_nothing_of_the_middle():
     assert (border_features(images) != border_features(changed)).any()
 
 
+@pytest.mark.parametrize("size", [100, 128, 224])
+def test_all_four_borders_count_to_their_last_pixel(size):
+    image = np.zeros((1, size, size), dtype=np.uint8)
+    image[:, 0, size // 2] = 255
+    seen = [np.sort(border_features(np.rot90(image, turns, axes=(1, 2)))[0]) for turns in range(4)]
+    assert seen[0][-1] == 255
+    for other in seen[1:]:
+        assert other[-1] == 255
+        assert other[other < 255].max() == pytest.approx(seen[0][seen[0] < 255].max(), rel=0.4)  # cells differ by a pixel
+
+
 def test_every_result_says_what_it_means_and_what_prevents_it(planted):
     rows, _, found = planted
     found = found.reset_index()

@@ -15,14 +15,7 @@ from tqdm import tqdm
 
 from xray_helpers.data.layout import unusable_name
 from xray_helpers.data.patients import assign_patients
-from xray_helpers.data.reader import (
-    SLIVER,
-    UnreadableError,
-    find_whites,
-    has_pydicom,
-    read_film,
-    white_level,
-)
+from xray_helpers.data.reader import SLIVER, UnreadableError, find_whites, has_pydicom, read_film, white_level
 from xray_helpers.files import FOLDERS, list_files, write_text
 from xray_helpers.settings import Settings
 

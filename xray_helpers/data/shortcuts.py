@@ -144,8 +144,7 @@ def border_features(images: Images) -> NDArray[np.float64]:
     """
     edge = round(20 * FRAME)
     frame = np.pad(np.zeros((20 - 2 * edge,) * 2, dtype=bool), edge, constant_values=True)
-    outer = _grid(images, 20)[:, frame]  # (N, cells, pixels)
-    return np.concatenate([outer.mean(axis=2), outer.max(axis=2)], axis=1)
+    return np.concatenate([part[:, frame] for part in _cells(images, 20)], axis=1)
 
 
 def thumbnail_baseline(images: Images, rows: pd.DataFrame, target: str = "label", seed: int = 0) -> pd.DataFrame:
@@ -163,7 +162,7 @@ def thumbnail_baseline(images: Images, rows: pd.DataFrame, target: str = "label"
     Raises:
         ValueError: as `cross_validated_auc`.
     """
-    thumbnails = _grid(images, 8).mean(axis=3).reshape(len(images), -1)  # (N, 64)
+    thumbnails = _cells(images, 8)[0].reshape(len(images), -1)  # (N, 64)
     histograms = np.stack([np.histogram(image, bins=32, range=(0, 256))[0] for image in images])  # (N, 32)
     return _audit({"8×8 thumbnail": thumbnails, "intensity histogram": histograms}, rows, target, seed)
 
@@ -182,7 +181,7 @@ def folder_drift(images: Images, rows: pd.DataFrame, seed: int = 0) -> dict[str,
     patients = rows["patient_fine"].groupby(rows["folder"]).nunique()
     if len(patients) < 2 or patients.min() < FOLDS:
         return {}
-    thumbnails = _grid(images, 8).mean(axis=3).reshape(len(images), -1)  # (N, 64)
+    thumbnails = _cells(images, 8)[0].reshape(len(images), -1)  # (N, 64)
     return cross_validated_auc(thumbnails, rows["folder"], rows["patient_fine"], seed)
 
 
@@ -216,7 +215,7 @@ def style_features(images: Images) -> NDArray[np.float64]:
         bytes that it takes as JPEG of quality 75, sharpness (the mean step from pixel to pixel), mean, deviation.
     """
     count, size = images.shape[:2]
-    thumbnails = _grid(images, 8).mean(axis=3).reshape(count, -1)  # (N, 64)
+    thumbnails = _cells(images, 8)[0].reshape(count, -1)  # (N, 64)
     histograms = np.stack([np.histogram(image, bins=16, range=(0, 256))[0] for image in images])  # (N, 16)
     distance = np.minimum(np.arange(size), np.arange(size)[::-1])
     rings = np.minimum.outer(distance, distance) * 32 // size  # (S, S), the border is ring 0
@@ -253,11 +252,13 @@ def _saved_bytes(images: Images, quality: int) -> list[int]:
     return [buffer.tell() for buffer in saved]
 
 
-def _grid(images: Images, cells: int) -> NDArray[np.float64]:
-    """The pixels of each cell of a `cells` × `cells` grid, (N, cells, cells, pixels per cell); the rest is cut off."""
-    step = images.shape[1] // cells
-    grid = images[:, : step * cells, : step * cells].reshape(len(images), cells, step, cells, step)
-    return grid.transpose(0, 1, 3, 2, 4).reshape(len(images), cells, cells, step * step).astype(float)
+def _cells(images: Images, cells: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Mean and maximum of each cell of a `cells` × `cells` grid over the whole image, (N, cells, cells) each."""
+    starts = np.arange(cells) * images.shape[1] // cells  # cells differ by a pixel where the side is no multiple
+    sums = np.add.reduceat(np.add.reduceat(images, starts, axis=1, dtype=np.float64), starts, axis=2)
+    sides = np.diff(starts, append=images.shape[1])
+    highest = np.maximum.reduceat(np.maximum.reduceat(images, starts, axis=1), starts, axis=2)
+    return sums / np.outer(sides, sides), highest
 
 
 def _audit(sets: dict[str, ArrayLike], rows: pd.DataFrame, target: str, seed: int) -> pd.DataFrame:

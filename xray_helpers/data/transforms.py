@@ -3,7 +3,6 @@
 Both work on whole batches, on the device of the batch.
 """
 
-import math
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import kornia.augmentation as ka
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms import v2
 
 from xray_helpers.data.reader import RESIZES, UNKNOWN, Source, Whites, read_film, to_square
 
@@ -279,17 +279,8 @@ def _uniform(images: Tensor, low: float, high: float) -> Tensor:
     return torch.empty(len(images)).uniform_(low, high).to(images, non_blocking=True)
 
 
-# Luminance table of the JPEG standard, ITU-T T.81, Annex K.1.
-LUMINANCE = (
-    (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56), (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99),
-)  # fmt: skip
-
-
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """Compress and decompress gray images as JPEG does, on their device: quantise the cosine transform of 8×8 blocks.
+    """Compress and decompress gray images as JPEG, on the CPU; the result is on their device.
 
     Args:
         images: float (B, 1, H, W) of 0…1.
@@ -298,15 +289,6 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     Returns:
         float (B, 1, H, W) of 0…1.
     """
-    height, width = images.shape[2:]
-    frequency = torch.arange(8, device=images.device, dtype=images.dtype)
-    cosine = torch.cos((2 * frequency + 1) * frequency[:, None] * math.pi / 16) / 2  # (frequency, position)
-    cosine[0] /= math.sqrt(2)
-    transform = torch.kron(cosine, cosine)  # (64, 64): of a block's 8×8 pixels
-    percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).view(-1, 1, 1)
-    table = ((images.new_tensor(LUMINANCE).view(64, 1) * percent + 50) / 100).floor().clamp(1, 255)  # (B, 64, 1)
-    padded = functional.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
-    # Quantised, (B, 64, blocks).
-    coefficients = (transform @ functional.unfold(padded, 8, stride=8)).div_(table).round_().mul_(table)
-    pixels = functional.fold(transform.T @ coefficients, padded.shape[2:], 8, stride=8)
-    return pixels.add_(128).round_().clamp_(0, 255).div_(255)[:, :, :height, :width]
+    levels, whole = (images * 255).round().to("cpu", torch.uint8), quality.round().int().tolist()
+    saved = [v2.functional.jpeg(image, each) for image, each in zip(levels, whole, strict=True)]
+    return torch.stack(saved).to(images) / 255

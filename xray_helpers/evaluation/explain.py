@@ -1,9 +1,7 @@
 """Where a network looks: maps of its evidence, how often they point at a lesion, and what it knows from the borders."""
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -20,8 +18,6 @@ from xray_helpers.data.synthetic import draw
 from xray_helpers.data.transforms import GRAY, to_unit
 from xray_helpers.inference import judged_classes, run_network
 from xray_helpers.metrics import auc_interval, share_interval
-from xray_helpers.plots import overlays
-from xray_helpers.predict import predict_images
 
 BATCH = 32
 CORNER = 0.2  # of the side
@@ -50,37 +46,6 @@ def activation_maps(model: ResNet, images: Tensor, target: ArrayLike = 0, block:
     batches = (model.info.preprocess(part.to(device)) for part in images.split(BATCH))
     maps = [method.attribute(batch, target=each).detach().cpu() for batch, each in zip(batches, targets, strict=True)]
     return torch.cat(maps).squeeze(1)
-
-
-def explain_image(file: str | Path, model: Any, output: str | Path) -> Path:
-    """Write what a model sees in one image file as a PNG: its evidence for the class that it answers, in colour.
-
-    Args:
-        file: the image.
-        model: from `load_model`.
-        output: where to write.
-
-    Returns:
-        `output`.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    row = predict_images([file], model).iloc[0]
-    if row["error"]:
-        raise ValueError(f"{Path(file).name} cannot be read: {row['error']}")
-    image, info = model.info.preprocess.read(Path(file)), model.info  # uint8 (1, S, S)
-    shown = info.classes[1] if info.num_outputs == 1 else row["predicted"]
-    target = 0 if info.num_outputs == 1 else info.classes.index(shown)
-    chance = row["probability"] if info.num_outputs == 1 else row[f"p_{shown}"]
-    maps = activation_maps(model, image.unsqueeze(0), target).numpy()
-    title, unit = f"{shown}: p = {chance:.3f}", f"added to the log-odds of {shown}"
-    figure = overlays(image.numpy(), maps, [title], "", unit)
-    figure.set_size_inches(6, 5.2)
-    figure.supxlabel(Path(file).name, fontsize=8)
-    figure.savefig(output, dpi=150)
-    plt.close(figure)
-    return Path(output)
 
 
 def enlarge(maps: Tensor, size: int) -> Tensor:

@@ -25,6 +25,7 @@ from xray_helpers.inference import Transform, judged_classes, probabilities, run
 from xray_helpers.metrics import evaluate
 from xray_helpers.settings import Settings
 from xray_helpers.training.engine import fit
+from xray_helpers.training.model import freeze
 from xray_helpers.training.train import initial_model
 
 SHARE = 0.15  # of each class that counts as conflicting
@@ -129,6 +130,8 @@ def bench(settings: Settings, start: str = "none", epochs: int = 2) -> pd.DataFr
     data = prepare_data(small)
     loaders = make_loaders(data, settings.batch_size, settings.seed, manifest=hold_out_conflicting(data), test=True)
     network, augment = initial_model(small, loaders)[0], Augmentation(small.augment, small.image_size)
+    if network.weights != "none":
+        freeze(network, small.frozen)
     folder = settings.processed_folder / "bench"
     model = fit(network, loaders, folder, epochs, augment=augment, name="bench", fresh=True, verbose=False).model
 

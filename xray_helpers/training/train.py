@@ -14,16 +14,8 @@ from xray_helpers.files import WeightsError, print_once, write_text
 from xray_helpers.inference import make_accelerator, prediction_table, probabilities, run_network
 from xray_helpers.metrics import operating_points, platt
 from xray_helpers.settings import Settings, seed_everything
-from xray_helpers.training.checkpoint import (
-    LAST,
-    PREDICTIONS,
-    SETTINGS,
-    fresh_folder,
-    load_model,
-    lock_run_folder,
-    made_aside,
-    save_model,
-)
+from xray_helpers.training import checkpoint
+from xray_helpers.training.checkpoint import load_model
 from xray_helpers.training.engine import Run, fit
 from xray_helpers.training.model import build_model, freeze, outputs_for, prior_logits, set_prior
 
@@ -52,7 +44,10 @@ def train(
         if getattr(data.settings, field) != getattr(settings, field):
             raise ValueError(f"data was prepared with {field}={getattr(data.settings, field)!r}, not the settings' own")
     loaders = make_loaders(data, settings.batch_size, settings.seed, settings.workers)
-    begun = any((folder / LAST).is_file() for folder in (settings.run_folder, fresh_folder(settings.run_folder)))
+    begun = any(
+        (folder / checkpoint.LAST).is_file()
+        for folder in (settings.run_folder, checkpoint.fresh_folder(settings.run_folder))
+    )
     if begun and not fresh:  # the weights that it began with are not needed any more
         model = build_model(settings.arch, outputs_for(loaders.classes), "none")
         model.weights = Path(settings.weights).name
@@ -68,7 +63,7 @@ def train(
                 f"note: models/{other} holds a run that differs only in EPOCHS; MORE_EPOCHS goes on with a finished one"
             )
     accelerator = make_accelerator(settings.device, settings.precision)
-    with lock_run_folder(folder, accelerator), made_aside(folder, fresh, accelerator) as work:
+    with checkpoint.lock_run_folder(folder, accelerator), checkpoint.made_aside(folder, fresh, accelerator) as work:
         run = fit(
             model, loaders, work, settings.epochs, settings.learning_rate, augment=augment, name=settings.run_name,
             small=small, more_epochs=settings.more_epochs, seed=settings.seed, device=settings.device,
@@ -77,8 +72,8 @@ def train(
         if accelerator.is_main_process:
             longer = int(run.history["epoch"].max()) - settings.epochs  # in this call or in an earlier one
             saved = replace(settings, more_epochs=longer).without_paths()
-            write_text(work / SETTINGS, json.dumps(saved, indent=1) + "\n")
-            if not (work / PREDICTIONS).is_file():
+            write_text(work / checkpoint.SETTINGS, json.dumps(saved, indent=1) + "\n")
+            if not (work / checkpoint.PREDICTIONS).is_file():
                 calibrate(work, loaders, accelerator.device)
         accelerator.wait_for_everyone()
     if latest and accelerator.is_main_process:
@@ -160,6 +155,6 @@ def calibrate(folder: Path, loaders: Loaders, device: torch.device | str = "cpu"
         truth, chance = dataset.labels.numpy(), probabilities(logits.double()).numpy()
         scale, points = platt(truth, logits.squeeze(1).numpy()), operating_points(truth, chance)
         info = replace(info, calibration=scale, operating_points=points)
-    save_model(folder, model, replace(info, gray=gray_facts(loaders.train.dataset)))
+    checkpoint.save_model(folder, model, replace(info, gray=gray_facts(loaders.train.dataset)))
     table = prediction_table(dataset, logits, info.calibration)
-    write_text(folder / PREDICTIONS, table.to_csv(index=False))
+    write_text(folder / checkpoint.PREDICTIONS, table.to_csv(index=False))
