@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help report test test-slow test-all faults lab notebook train evaluate predict render benchmark clean
+.PHONY: help report docs test test-slow test-all faults lab notebook train evaluate predict render benchmark clean
 
 # NAME=value on make's command line reaches the settings' own parser, which refuses a misspelt one by name.
 export XRAY_MAKE := $(MAKEOVERRIDES)
 on = $(filter-out 0 no false,$(shell echo '$(1)' | tr A-Z a-z))
+# What is said on the command line only: nobody shares images since a variable of that name is set.
+said = $(if $(findstring command,$(origin $(1))),$(call on,$($(1))))
+PAGES = $(if $(call said,SHARE),--share) $(if $(call said,PDF),--pdf)
 
 help:  ## this text
 	@echo "Usage: make TARGET [SETTING=VALUE ...]"
@@ -16,8 +19,11 @@ help:  ## this text
 	@sed -n 's/^    \([a-z_]*\): .* = _setting(\([^,]*\), "\([^"]*\)".*/\1|\2|\3/p' xray_helpers/settings.py | \
 	  awk -F'|' '{printf "  %-14s %-12s %s\n", toupper($$1), $$2, $$3}'
 
-report: $(VENV)/installed  ## run the notebooks in order into reports/ (DATA=sample, kaggle, or a folder or zip)
-	@$(BIN)/python tools/run_notebooks.py report
+report: $(VENV)/installed  ## run the notebooks in order into reports/ (DATA=sample, kaggle, or a folder or zip; PDF=1, SHARE=yes)
+	@$(BIN)/python tools/run_notebooks.py report $(PAGES)
+
+docs: $(VENV)/installed  ## make the same pages from the committed notebooks, without running them
+	@$(BIN)/python tools/run_notebooks.py docs $(PAGES)
 
 test: $(VENV)/installed-dev  ## lint, type-check, and run the tests that take minutes
 	@start=$$(date +%s); set -ex; \
@@ -60,7 +66,7 @@ benchmark: $(VENV)/installed-dev  ## measure this machine (ORIGINALS=zip of orig
 	@$(BIN)/python benchmarks/learning.py
 
 clean:  ## remove the environment, the reports and everything made from data; keeps data/raw and models
-	rm -rf $(VENV) data/processed reports/*.html *.egg-info .mypy_cache .ruff_cache
+	rm -rf $(VENV) data/processed reports/*.html reports/*.js reports/*.inv reports/report.* reports/_* *.egg-info .mypy_cache .ruff_cache
 
 # --multi_gpu is Accelerate's word for several processes on one machine; without a GPU they share its CPU.
 LAUNCH = --num_processes $(PROCESSES) --num_machines 1 --mixed_precision no --dynamo_backend no \

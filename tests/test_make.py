@@ -10,7 +10,7 @@ from xray_helpers.settings import Settings, given_to_make
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 TARGETS = (
-    "report", "test", "test-slow", "test-all", "faults", "lab", "notebook", "train", "evaluate", "predict", "render",
+    "report", "docs", "test", "test-slow", "test-all", "faults", "lab", "notebook", "train", "evaluate", "predict", "render",
     "benchmark", "clean",
 )  # fmt: skip
 SHOW = "--eval=show: ; @env | grep ^XRAY_ || true"

@@ -1,32 +1,32 @@
-"""Run the notebooks in order: `report` writes pages to reports/, `render` refreshes the outputs in notebooks/."""
+"""Run the notebooks in order: `report` makes pages in reports/, `render` refreshes the outputs in notebooks/.
+
+`docs` makes the pages from the outputs in notebooks/, and runs nothing.
+"""
 
 from __future__ import annotations
 
-import base64
 import os
-import platform
-import re
 import sys
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import nbformat
+from build_site import Page, SiteError, build_site
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
 
 from xray_helpers.files import project_root
 from xray_helpers.settings import SOURCES, Settings, given_to_make
 
-TEMPLATES = Path(__file__).parent / "templates"
-PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-
 
 class NotebookError(Exception):
-    """A notebook could not be run to its end; the message names it and the reason."""
+    """A notebook could not be run to its end; the message names it and the reason, `notebook` has what it got to."""
+
+    def __init__(self, message: str, notebook: Any) -> None:
+        super().__init__(message)
+        self.notebook = notebook
 
 
 def run(path: Path) -> Any:
@@ -44,10 +44,12 @@ def run(path: Path) -> Any:
     try:
         client.execute()
     except CellExecutionError as error:
-        raise NotebookError(f"{path.stem}: {error.ename}: {error.evalue}") from None
+        raise NotebookError(f"{path.stem}: {error.ename}: {error.evalue}", notebook) from None
     except DeadKernelError:
-        raise NotebookError(f"{path.stem}: the kernel died, most often since the memory was too small") from None
-    tidy(notebook)
+        reason = "the kernel died, most often since the memory was too small"
+        raise NotebookError(f"{path.stem}: {reason}", notebook) from None
+    finally:
+        tidy(notebook)
     return notebook
 
 
@@ -66,65 +68,53 @@ def tidy(notebook: Any) -> None:
     }
 
 
-def heading(notebook: Any) -> tuple[str, str]:
-    """A notebook's title and its question: the first paragraph under the title."""
-    lines = [line for line in notebook.cells[0].source.splitlines() if line.strip()]
-    return lines[0].lstrip("# "), lines[1].replace("**", "")
+def report(paths: list[Path], settings: Settings, folder: Path, share: bool = False, pdf: bool = False) -> None:
+    """Run every notebook, and make the pages; where one fails, it is shown as far as it got, and the rest is not run.
 
+    Args:
+        paths: of the notebooks.
+        settings: that they run with.
+        folder: for the pages.
+        share: as for `build_site`.
+        pdf: as for `build_site`.
 
-def within_report(page: str) -> str:
-    """A page whose links to notebooks and docs lead to the report's pages of them."""
-    return re.sub(r'href="(?:\.\./\w+/)?([\w-]+)\.(?:ipynb|md)(#[^"]*)?"', r'href="\1.html\2"', page)
-
-
-def write_docs(names: set[str], folder: Path) -> None:
-    """Write a page for each of these files in `docs/`, without `.md`, and for those that they link."""
-    docs, written = project_root() / "docs", set[str]()
-    while names := names - written:
-        name = min(names)
-        body = markdown2html((docs / f"{name}.md").read_text(encoding="utf-8"))
-        for picture in set(re.findall(r'src="([\w-]+\.png)"', body)):
-            content = base64.b64encode((docs / picture).read_bytes()).decode()
-            body = body.replace(f'src="{picture}"', f'src="data:image/png;base64,{content}"')
-        names |= set(re.findall(r'href="([\w-]+)\.md[#"]', body))
-        page = PAGES.get_template("doc.html.j2").render(name=name, body=within_report(body))
-        (folder / f"{name}.html").write_text(page, encoding="utf-8")
-        written.add(name)
-
-
-def report(paths: list[Path], settings: Settings, folder: Path) -> None:
-    """Run every notebook and write a page for each, for the docs that they link, and `index.html`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pages, docs = [], set[str]()
-    for index, path in enumerate(paths):
-        previous, following = (paths[i].stem if 0 <= i < len(paths) else "" for i in (index - 1, index + 1))
+    Raises:
+        NotebookError: one failed; the pages are there all the same.
+        SiteError: the pages could not be made.
+    """
+    pages, failed, reason = list[Page](), None, None
+    for path in paths:
+        if failed:
+            words = f"Not run, since notebook {failed.name} stopped."
+            pages.append(Page(path.stem, nbformat.read(path, as_version=4), error=words))
+            continue
         print(f"  {path.stem} ...", flush=True)
         start = time.perf_counter()
-        notebook = run(path)
-        seconds = time.perf_counter() - start
-        exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
-        title, question = heading(notebook)
-        resources = {
-            "previous": previous,
-            "following": following,
-            "data": settings.data_description,
-            "metadata": {"name": title},
-        }
-        page, _ = exporter.from_notebook_node(notebook, resources=resources)
-        docs |= set(re.findall(r'href="\.\./docs/([\w-]+)\.md[#"]', page))
-        (folder / f"{path.stem}.html").write_text(within_report(page), encoding="utf-8")
-        pages.append({"name": path.stem, "title": title, "question": question, "seconds": seconds})
-        print(f"    {seconds:.0f} s", flush=True)
-    write_docs(docs, folder)
-    versions = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    text = PAGES.get_template("index.html.j2").render(
-        pages=pages,
-        data=settings.data_description,
-        synthetic=settings.data == "sample",
-        settings=settings,
-        versions=versions,
-    )
-    (folder / "index.html").write_text(text, encoding="utf-8")
+        try:
+            page = Page(path.stem, run(path))
+        except NotebookError as error:
+            reason = error
+            page = failed = Page(path.stem, error.notebook, error=without_places(str(error), settings))
+        page.seconds = time.perf_counter() - start
+        pages.append(page)
+        print(f"    {page.seconds:.0f} s", flush=True)
+    publish(pages, settings, folder, share, pdf)
+    if reason:
+        raise reason
+
+
+def without_places(text: str, settings: Settings) -> str:
+    """A message without the paths of this machine: pages are sent on."""
+    for place in (settings.source(), settings.home, project_root(), Path.home()):
+        text = text.replace(str(place), place.name) if place.name else text
+    return text
+
+
+def publish(pages: list[Page], settings: Settings, folder: Path, share: bool, pdf: bool) -> None:
+    """Make the pages, and say how long it took and what else there is."""
+    start = time.perf_counter()
+    notes = build_site(pages, settings, folder, share, pdf)
+    print(f"  pages ... {time.perf_counter() - start:.0f} s", *notes, sep="\n", flush=True)
 
 
 def render(paths: list[Path]) -> None:
@@ -135,12 +125,15 @@ def render(paths: list[Path]) -> None:
 
 
 def main() -> None:
-    """`run_notebooks.py report|render`, with the settings of the environment."""
-    command = sys.argv[1] if len(sys.argv) == 2 else ""
-    if command not in ("report", "render"):
-        sys.exit("usage: run_notebooks.py report|render")
-    if command == "render":  # what is committed shows the synthetic sample and the defaults, nothing else
-        for name in [name for name in os.environ if name.startswith("XRAY_")]:
+    """`run_notebooks.py report|render|docs`, with the settings of the environment."""
+    parser = ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("command", choices=("report", "render", "docs"))
+    parser.add_argument("--share", action="store_true", help="report.zip with images of your own, names replaced")
+    parser.add_argument("--pdf", action="store_true", help="report.pdf, where Chromium is installed")
+    given = parser.parse_args()
+    if given.command != "report":  # what is committed shows the synthetic sample and the defaults, nothing else
+        kept = ("XRAY_HOME",) if given.command == "docs" else ()
+        for name in [name for name in os.environ if name.startswith("XRAY_") and name not in kept]:
             del os.environ[name]
     os.environ |= given_to_make()
     os.environ.pop("XRAY_MAKE", None)
@@ -151,18 +144,22 @@ def main() -> None:
     if settings.data not in SOURCES and settings.source().exists():
         os.environ["XRAY_DATA"] = str(settings.source().resolve())  # kernels run in another folder
     paths, reports = sorted((project_root() / "notebooks").glob("[0-9]*.ipynb")), settings.home / "reports"
-    print(f"Running {len(paths)} notebooks on {settings.data_description}:", flush=True)
+    if given.command != "docs":
+        print(f"Running {len(paths)} notebooks on {settings.data_description}:", flush=True)
     start = time.perf_counter()
     try:
-        if command == "report":
-            report(paths, settings, reports)
+        if given.command == "report":
+            report(paths, settings, reports, given.share, given.pdf)
+        elif given.command == "docs":
+            pages = [Page(path.stem, nbformat.read(path, as_version=4)) for path in paths]
+            publish(pages, settings, reports, given.share, given.pdf)
         else:
             render(paths)
-    except NotebookError as error:
+    except (NotebookError, SiteError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; what the finished notebooks made is kept")
-    done = f"{reports.name}/index.html" if command == "report" else "notebooks/"
+    done = "notebooks/" if given.command == "render" else f"{reports.name}/index.html"
     print(f"Done in {time.perf_counter() - start:.0f} s: {done}")
 
 

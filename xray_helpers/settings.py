@@ -24,7 +24,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {"epochs": 3, "frozen": "layer1"},
     "fast": {"epochs": 2, "frozen": "layer2", "small_size": 128},
 }
-MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT")  # not settings
+MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT", "SHARE", "PDF")  # not settings
 
 
 def _setting(default: Any, meaning: str, choices: Sequence[str] = (), minimum: float | None = None) -> Any:

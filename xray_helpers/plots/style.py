@@ -72,7 +72,7 @@ def describe(ax: Axes, title: str, parts: Sequence[str], **properties: Any) -> A
 
 
 def show(drawn: Axes | Figure, data_description: str, alt: str = "") -> None:
-    """Display a figure with its alt text and a note on which data it is about, and close it.
+    """Display a figure with its title and alt text and a note on which data it is about, and close it.
 
     Args:
         drawn: a figure, or any of its axes.
@@ -81,6 +81,8 @@ def show(drawn: Axes | Figure, data_description: str, alt: str = "") -> None:
     """
     drawn.figure.supxlabel(f"Data: {data_description}", x=0.99, ha="right", fontsize=8, color=NEUTRAL)
     labels = [str(axes.get_label()) for axes in drawn.figure.axes]
+    title = drawn.figure.get_suptitle() or drawn.figure.axes[0].get_title(loc="left")  # becomes the report's caption
     text = alt or " ".join(label for label in labels if label and not label.startswith(("<", "_")))
-    display(drawn.figure, metadata={"image/png": {"alt": f"{text} Data: {data_description}."}})
+    about = {"title": title.replace("\n", ", "), "alt": f"{text} Data: {data_description}."}
+    display(drawn.figure, metadata={"image/png": about})
     plt.close("all")
