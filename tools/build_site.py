@@ -131,8 +131,9 @@ def build_site(
     with TemporaryDirectory() as place:
         source, built = Path(place) / "source", Path(place) / "report"
         _write_sources(pages, settings, source, private and share)
-        about = f"html_theme_options.announcement=Data: {settings.data_description}"
-        _sphinx(source, built, "html", "-D", about)
+        synthetic = "synthetic" if settings.data == "sample" else ""
+        banner = f'<span class="{synthetic}">Data: {settings.data_description}. Not a medical device.</span>'
+        _sphinx(source, built, "html", "-D", f"html_theme_options.announcement={banner}")
         for file in built.rglob("*.map"):  # for whoever changes the theme's scripts
             file.unlink()
         if pdf:
@@ -262,9 +263,10 @@ def _write_rooms(folder: Path) -> list[str]:
     package, names = project_root() / "xray_helpers", []
     for room in sorted(file.parent for file in package.rglob("__init__.py")):
         module = ".".join(room.relative_to(package.parent).parts)
-        text = f"{module}\n{'=' * len(module)}\n\n.. automodule:: {module}\n"
-        for part in (f"{module}.{file.stem}" for file in sorted(room.glob("[!_]*.py"))):
-            text += f"\n{part}\n{'-' * len(part)}\n\n.. automodule:: {part}\n   :members:\n"
+        text = ""
+        for part in (module, *(f"{module}.{file.stem}" for file in sorted(room.glob("[!_]*.py")))):
+            title, line = part.removeprefix("xray_helpers."), "-" if text else "="
+            text += f"{title}\n{line * len(title)}\n\n.. automodule:: {part}\n{'   :members:' if text else ''}\n\n"
         names.append("_".join(("api", *room.relative_to(package).parts)))
         (folder / f"{names[-1]}.rst").write_text(text, encoding="utf-8")
     return names

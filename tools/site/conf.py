@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
 project = html_title = "Pneumonia or normal: the report"
-language = "en"
+author, language = "", "en"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 templates_path = ["templates"]
 suppress_warnings = ["myst.header"]  # the model card in notebook 06 begins with a heading of the third level
@@ -21,14 +21,15 @@ nb_render_markdown_format = "myst"  # tables
 myst_heading_anchors = 3
 myst_enable_extensions: list[str] = []  # no mathematics: dollars are dollars
 
+add_module_names = False
 default_role = "code"  # docstrings mark names as Markdown does
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-python_maximum_signature_line_length = 100
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {
+    "navbar_persistent": [],  # the search is in the sidebar, and a button in the page's header
     "home_page_in_toc": True,
     "show_toc_level": 2,
     "toc_title": "On this page",
@@ -37,6 +38,7 @@ html_theme_options = {
     "article_header_end": ["code-switch.html", "article-header-buttons.html"],
     "extra_footer": "Teaching and research software, not a medical device.",
 }
+html_sidebars = {"**": ["search-button-field.html", "sbt-sidebar-nav.html"]}
 html_context = {"default_mode": "auto"}
 html_static_path = ["static"]
 html_css_files = ["report.css"]
