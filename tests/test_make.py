@@ -10,8 +10,8 @@ from xray_helpers.settings import Settings, given_to_make
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 TARGETS = (
-    "report", "docs", "test", "test-slow", "test-all", "faults", "lab", "notebook", "train", "evaluate", "predict", "render",
-    "benchmark", "clean",
+    "report", "docs", "test", "test-slow", "test-all", "faults", "lab", "notebook", "train", "evaluate", "predict",
+    "render", "benchmark", "clean",
 )  # fmt: skip
 SHOW = "--eval=show: ; @env | grep ^XRAY_ || true"
 
@@ -91,6 +91,13 @@ def test_a_new_notebook_needs_a_name_on_the_command_line():
     assert make("--dry-run", "notebook", "NAME=my study").splitlines()[-1].endswith('tools/new_notebook.py "my study"')
     for environment in ({}, {"NAME": "of-this-machine"}):  # which some systems set
         assert "name the notebook" in make("--dry-run", "notebook", **environment)
+
+
+def test_images_are_shared_only_when_the_command_line_says_so():
+    for target in ("report", "docs"):
+        assert make("--dry-run", target, "SHARE=yes", "PDF=1").splitlines()[-1].endswith(f"{target} --share --pdf")
+        for words in (("SHARE=no", "PDF=0"), ()):
+            assert "--" not in make("--dry-run", target, *words, SHARE="yes").splitlines()[-1]
 
 
 def test_nothing_that_is_made_or_secret_can_be_committed():

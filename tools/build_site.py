@@ -31,9 +31,7 @@ from xray_helpers.training.checkpoint import TRAINED_ON, latest_run
 
 SITE = Path(__file__).parent / "site"  # Sphinx's configuration, the index's template, the style
 FRONT = ("^ROC curve", "are the probabilities .* right", "called .* most for it")  # by alt text: what the index shows
-HEADLINE = re.compile(
-    r"^(?!<details).*>(all thresholds|mean over the classes)</th>", re.DOTALL
-)  # of results
+HEADLINE = re.compile(r"^(?!<details).*>(all thresholds|mean over the classes)</th>", re.DOTALL)  # of results
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # A headless browser that opens one file and asks the network for nothing; as root it starts without its sandbox only.
 HEADLESS = (
@@ -206,6 +204,7 @@ def _write_sources(pages: Sequence[Page], settings: Settings, folder: Path, shar
     for figure in (*filter(None, front), *(page.figures[-1] for page in pages if page.figures)):
         (folder / f"{figure.name}.png").write_bytes(base64.b64decode(figure.png))
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(SITE), trim_blocks=True)  # noqa: S701 - Markdown
+    templates.filters["plain"] = _plain
     index = templates.get_template("index.md.j2").render(
         pages=pages,
         front=[figure for figure in front if figure],
@@ -216,7 +215,7 @@ def _write_sources(pages: Sequence[Page], settings: Settings, folder: Path, shar
         docs=sorted(file.stem for file in (project_root() / "docs").glob("*.md")),
         rooms=_write_rooms(folder),
     )
-    (folder / "index.md").write_text(index, encoding="utf-8")
+    (folder / "index.md").write_text(_within_report(index), encoding="utf-8")
 
 
 def _source(page: Page) -> Any:
@@ -232,7 +231,7 @@ def _source(page: Page) -> Any:
             elif table := output.get("data", {}).get("text/html"):  # pandas' styled tables like its plain ones
                 output.data["text/html"] = table.replace('<table id="T_', '<table class="dataframe" id="T_')
     if page.error:
-        words = nbformat.v4.new_markdown_cell(f"```{{error}}\n{page.error}\n```")
+        words = nbformat.v4.new_markdown_cell(f"```{{error}}\n{_plain(page.error)}\n```")
         notebook.cells[1:] = [words, *notebook.cells[1:]] if page.seconds is not None else [words]
     return notebook
 
@@ -240,6 +239,11 @@ def _source(page: Page) -> Any:
 def _within_report(text: str) -> str:
     """Markdown whose links to notebooks and docs lead to their pages."""
     return re.sub(r"\]\(\.\./(?:docs|notebooks)/", "](", text)
+
+
+def _plain(text: str) -> str:
+    """Markdown that shows a text as it is, in one paragraph."""
+    return re.sub(r"([!-/:-@[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _judged(pages: Sequence[Page], settings: Settings) -> dict[str, Any]:

@@ -24,7 +24,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {"epochs": 3, "frozen": "layer1"},
     "fast": {"epochs": 2, "frozen": "layer2", "small_size": 128},
 }
-MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT", "SHARE", "PDF")  # not settings
+# What make takes besides settings.
+MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT", "SHARE", "PDF")
 
 
 def _setting(default: Any, meaning: str, choices: Sequence[str] = (), minimum: float | None = None) -> Any:

@@ -1,5 +1,6 @@
 """The pages of the report, made from tiny notebooks that are written here and not run."""
 
+import json
 import re
 import sys
 import zipfile
@@ -7,11 +8,13 @@ from html.parser import HTMLParser
 
 import build_site
 import nbformat
+import numpy as np
 import pytest
 import run_notebooks
 from build_site import Page, numbers_for_names
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from xray_helpers.metrics import evaluate
 from xray_helpers.settings import Settings
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
@@ -139,9 +142,7 @@ def test_the_pages_are_whole_numbered_linked_and_load_nothing_from_elsewhere(roo
         assert {"report/index.html", "report/02_step.html", "report/searchindex.js"} <= set(archive.namelist())
 
 
-def test_a_notebook_that_fails_is_shown_as_far_as_it_got_and_its_error_ends_the_report(
-    root, home, monkeypatch, capfd
-):
+def test_a_notebook_that_fails_is_shown_as_far_as_it_got_and_its_error_ends_the_report(root, home, monkeypatch, capfd):
     (root / "notebooks").mkdir()
     pages = {each.name: each for each in (page(1), page(2), page(3))}
     for name, each in pages.items():
@@ -153,7 +154,7 @@ def test_a_notebook_that_fails_is_shown_as_far_as_it_got_and_its_error_ends_the_
             place = f"{home}/data/x.csv"
             error = new_output("error", ename="ValueError", evalue="no x", traceback=[f"File {place}"])
             notebook.cells[2].outputs = [error]
-            raise run_notebooks.NotebookError(f"02_step: ValueError: {place} holds no x", notebook)
+            raise run_notebooks.NotebookError(f"02_step: ValueError: {place} holds no <x>_*y*", notebook)
         return notebook
 
     monkeypatch.setattr(run_notebooks, "project_root", lambda: root)
@@ -161,16 +162,33 @@ def test_a_notebook_that_fails_is_shown_as_far_as_it_got_and_its_error_ends_the_
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "report"])
     with pytest.raises(SystemExit) as stopped:
         run_notebooks.main()
-    assert stopped.value.code == f"error: 02_step: ValueError: {home}/data/x.csv holds no x"
+    assert stopped.value.code == f"error: 02_step: ValueError: {home}/data/x.csv holds no <x>_*y*"
     assert capfd.readouterr().err == ""
     texts = {file.stem: file.read_text() for file in (home / "reports").glob("*.html")}
     assert "ValueError" not in texts["01_step"]
     for name in ("02_step", "index"):
-        assert re.search(r"02_step: ValueError: [^/]*/data/x.csv holds no x", texts[name])
+        assert re.search(r"02_step: ValueError: [^/]*/data/x.csv holds no &lt;x&gt;_\*y\*", texts[name])
     assert "Lesson 2" in texts["02_step"]
     assert "Not run, since notebook 02_step stopped." in texts["03_step"]
     assert "Lesson 3" not in texts["03_step"]
     assert not [name for name, text in texts.items() if str(home) in text]
+
+
+def test_the_headline_is_of_the_newest_run_where_the_notebooks_show_it(root, home, quick):
+    random = np.random.default_rng(0)
+    truth, patients = np.arange(40) % 2, np.arange(40) // 3
+    judged = evaluate(truth, truth * 0.3 + random.random(40) * 0.7, patients, {"0.5": 0.5}, draws=50)
+    run = home / "models" / "tiny-run-0123"
+    run.mkdir(parents=True)
+    (home / "models" / "latest.txt").write_text(run.name)
+    found = {"protocol": "pooled split, patients apart", **judged}
+    (run / "metrics.json").write_text(json.dumps({"val": found, "test": found, "finding": "ILL"}))
+    (run / "trained-on.csv").write_text("pixels\n" + "x\n" * 99)
+    for text, shown in ((f"Model card: {run.name}", True), ("Another run.", False)):
+        build_site.build_site([page(1, text=text)], Settings(), home / "reports")
+        index = (home / "reports" / "index.html").read_text()
+        for words in ("test: 40 images, 14 patients", "patients apart", "learned from 99 images", "sensitivity"):
+            assert (words in index) == shown, words
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ myst_heading_anchors = 3
 myst_enable_extensions: list[str] = []  # no mathematics: dollars are dollars
 
 add_module_names = False
+napoleon_use_ivar = True
 default_role = "code"  # docstrings mark names as Markdown does
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
