@@ -229,10 +229,11 @@ def _source(page: Page) -> Any:
             if output.output_type == "error":
                 output.traceback = [page.error]
             elif table := output.get("data", {}).get("text/html"):  # pandas' styled tables like its plain ones
+                table = re.sub(r" \((\S+) to (\S+)\)", "\u00a0(\\1\u00a0to\u00a0\\2)", table)  # intervals in one line
                 output.data["text/html"] = table.replace('<table id="T_', '<table class="dataframe" id="T_')
     if page.error:
         words = nbformat.v4.new_markdown_cell(f"```{{error}}\n{_plain(page.error)}\n```")
-        notebook.cells[1:] = [words, *notebook.cells[1:]] if page.seconds is not None else [words]
+        notebook.cells.insert(1, words)
     return notebook
 
 

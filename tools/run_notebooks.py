@@ -85,8 +85,9 @@ def report(paths: list[Path], settings: Settings, folder: Path, share: bool = Fa
     pages, failed, reason = list[Page](), None, None
     for path in paths:
         if failed:
-            words = f"Not run, since notebook {failed.name} stopped."
-            pages.append(Page(path.stem, nbformat.read(path, as_version=4), error=words))
+            notebook = nbformat.read(path, as_version=4)
+            del notebook.cells[1:]  # its outputs are of another run
+            pages.append(Page(path.stem, notebook, error=f"Not run, since notebook {failed.name} stopped."))
             continue
         print(f"  {path.stem} ...", flush=True)
         start = time.perf_counter()
