@@ -57,7 +57,7 @@ from xray_helpers.inference import classification_loss, make_accelerator, place_
 from xray_helpers.metrics import scores
 from xray_helpers.settings import Settings, seed_everything
 from xray_helpers.training.engine import WEIGHT_DECAY, epoch_seed, fit_head, train_one_epoch
-from xray_helpers.training.model import build_model, layer_groups, parameter_groups, set_prior
+from xray_helpers.training.model import build_model, layer_groups, parameter_groups, prior_logits, set_prior
 
 TABLE = Path(__file__).parent / "results" / "ablation.csv"
 BEDS = ("conflicting", "low", "high", "pooled")
@@ -459,12 +459,19 @@ def job(name: str, recipe: Recipe, bed_name: str, size: int, seed: int, folder: 
     """Train on a bed and judge it: rows of the table, and the logits on the bed."""
     start, data = time.perf_counter(), load_bed(bed_name, size, folder)
     model, preprocess = train_recipe(recipe, data, size, seed)
+    return judge(name, recipe, bed_name, size, seed, data, model, preprocess, time.perf_counter() - start)
+
+
+def judge(
+    name: str, recipe: Recipe, bed_name: str, size: int, seed: int, data: dict[str, Any], model: Any, preprocess: Any,
+    seconds: float,
+) -> tuple[list[Any], Any]:  # fmt: skip
+    """Rows of the table for a trained network, and its logits on the bed."""
     images, labels, patients = data["test"], data["test labels"], data["test patients"]
-    logits = answer(model, images, preprocess, recipe.views)
     if recipe.views == "prior":
-        share = torch.bincount(data["train labels"]).double()
-        logits = logits - (share[1] / share[0]).log()
-    seconds = time.perf_counter() - start
+        with torch.no_grad():
+            model.fc.bias -= prior_logits(torch.bincount(data["train labels"]), 1).to(model.fc.bias)
+    logits = answer(model, images, preprocess, recipe.views)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     same = {"recipe": name, "settings": key(recipe), "size": size, "seed": seed}
     same |= {"seconds": round(seconds, 1), "machine": device}

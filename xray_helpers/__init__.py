@@ -1,3 +1,3 @@
 """Helpers for chest X-ray classification with PyTorch, used by the notebooks and by yours."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -130,6 +130,15 @@ class TestFetch:
         said = capsys.readouterr().out
         assert said.count("12 images (train 4, val 4, test 4) in ") == said.count("s; 13 other files left out") == 2
 
+    def test_a_dataset_that_kaggle_has_mounted_is_copied_and_not_downloaded(self, few, home, monkeypatch):
+        monkeypatch.setattr(download, "KAGGLE_INPUTS", (few / "missing", few))
+        monkeypatch.setattr(download, "_download", lambda folder: pytest.fail("it was downloaded"))
+        before = snapshot(few)
+        images = fetch(Settings(data="kaggle"))
+        assert images == home / "data" / "raw" / "kaggle" / "chest_xray"
+        assert len(list(images.rglob("*.jpeg"))) == len(list((few / "chest_xray").glob("[tv]*/*/*.jpeg")))
+        assert snapshot(few) == before
+
     def test_any_kaggle_shaped_folder_of_several_classes_works(self, tiny, tmp_path):
         source = tmp_path / "animals"
         files = sorted((tiny / "chest_xray" / "train").glob("*/*.jpeg"))[:60]

@@ -99,7 +99,9 @@ def test_all_four_borders_count_to_their_last_pixel(size):
     assert seen[0][-1] == 255
     for other in seen[1:]:
         assert other[-1] == 255
-        assert other[other < 255].max() == pytest.approx(seen[0][seen[0] < 255].max(), rel=0.4)  # cells differ by a pixel
+        assert other[other < 255].max() == pytest.approx(
+            seen[0][seen[0] < 255].max(), rel=0.4
+        )  # cells differ by a pixel
 
 
 def test_every_result_says_what_it_means_and_what_prevents_it(planted):

@@ -28,6 +28,8 @@ from xray_helpers.files import FOLDERS, CorruptArchiveError, DownloadError
 from xray_helpers.settings import SOURCES, Settings
 
 KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
+# Where a notebook on Kaggle finds the dataset, once it was added as an input.
+KAGGLE_INPUTS = (Path("/kaggle/input/chest-xray-pneumonia"), Path("/kaggle/input/datasets") / KAGGLE_DATASET)
 SAMPLE_STRENGTH = 0.5  # of the lesions: a network trained on the sample makes some mistakes, as on real images
 RETRY_WAITS = (1.0, 4.0)  # seconds before the second and third attempt to reach Kaggle
 DOWNLOAD_TIMEOUT = 60  # seconds to wait for Kaggle's server
@@ -39,7 +41,8 @@ def fetch(settings: Settings) -> Path:
     """Make the dataset complete under `data/raw`, and return its folder; at once when it is already there.
 
     Args:
-        settings: `data` says from where: `sample` is drawn, `kaggle` downloaded, a folder copied, a zip extracted.
+        settings: `data` says from where: `sample` is drawn, `kaggle` downloaded (on Kaggle's machines copied), a folder
+            copied, a zip extracted.
 
     Returns:
         `data/raw/<name>/chest_xray`, with the images in `{train,val,test}/<class>/` and nothing else; beside it
@@ -108,6 +111,9 @@ def _fill(settings: Settings, staging: Path) -> pd.DataFrame:
     """Bring the images to `staging/chest_xray`; returns what `extract` does."""
     images, source, kaggle = staging / "chest_xray", settings.source(), settings.data == "kaggle"
     temporary = staging.with_name(".kaggle-download") if kaggle else staging / "source"
+    mounted = next((folder for folder in KAGGLE_INPUTS if kaggle and folder.is_dir()), None)
+    if mounted:
+        source, kaggle = mounted, False
     if settings.data == "sample":
         synthetic.write_dataset(staging, strength=SAMPLE_STRENGTH)
         source = images.rename(temporary)
