@@ -25,7 +25,7 @@ import pandas as pd
 
 from xray_helpers.data.catalog import read_rows
 from xray_helpers.evaluation.report import METRICS, PACKAGES, results_table
-from xray_helpers.files import CheckpointError, project_root
+from xray_helpers.files import CheckpointError, make_folder, project_root
 from xray_helpers.settings import SOURCES, Settings
 from xray_helpers.training.checkpoint import TRAINED_ON, latest_run
 
@@ -126,7 +126,8 @@ def build_site(
     if private and share:
         replace = numbers_for_names(settings.home / "data" / "processed")
         pages = [Page(page.name, _mapped(page.notebook, replace), page.seconds, replace(page.error)) for page in pages]
-    with TemporaryDirectory() as place:
+    make_folder(folder)
+    with TemporaryDirectory(dir=folder, prefix="building-") as place:  # a packaged Chromium may not see /tmp
         source, built = Path(place) / "source", Path(place) / "report"
         _write_sources(pages, settings, source, private and share)
         synthetic = "synthetic" if settings.data == "sample" else ""
@@ -134,18 +135,18 @@ def build_site(
         _sphinx(source, built, "html", "-D", f"html_theme_options.announcement={banner}")
         for file in built.rglob("*.map"):  # for whoever changes the theme's scripts
             file.unlink()
-        if pdf:
-            notes.append(_write_pdf(source, Path(place) / "report.pdf"))
-        for old in (*folder.glob("*.html"), *folder.glob("report.*"), folder / "_static", folder / "_images"):
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        for old in (*folder.glob("*.html"), *(folder / name for name in ("report.zip", "report.pdf"))):
+            old.unlink(missing_ok=True)
+        for name in ("_static", "_images"):
+            shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(built, folder, dirs_exist_ok=True)
         if share or not private:
             shutil.make_archive(str(folder / "report"), "zip", place, built.name)
             notes.append(f"To send: {folder.name}/report.zip")
         else:
             notes.append(f"{folder.name}/report.zip is not made, since it would hold your radiographs: see SHARE=yes")
-        if (file := Path(place) / "report.pdf").is_file():
-            shutil.copy(file, folder)
+        if pdf:
+            notes.append(_write_pdf(source, folder / "report.pdf"))
     return notes
 
 
@@ -155,19 +156,19 @@ def numbers_for_names(processed: Path) -> Callable[[str], str]:
     Args:
         processed: the folder of the catalogs and splits, whose columns hold the names.
     """
+    tables = [read_rows(file) for file in sorted(processed.glob("*/*.csv"))]
+    paths, patients = (
+        sorted({value for table in tables for name in names for value in table.get(name, ())})
+        for names in (("path",), ("patient_fine", "patient_coarse"))
+    )
     words: dict[str, str] = {}
-    for file in sorted(processed.glob("*/*.csv")):
-        table = read_rows(file)
-        keys = [table[name] for name in ("patient_fine", "patient_coarse") if name in table]
-        for number, path in enumerate(table.get("path", ()), 1):
-            place = Path(path)
-            words |= dict.fromkeys((path, place.name, place.stem), f"file {number}")
-        for number, key in enumerate(sorted(set(pd.concat(keys))) if keys else (), 1):
-            if not key.startswith("file-"):  # which is a path, replaced as such
-                words |= dict.fromkeys((key, key.partition("-")[2]), f"patient {number}")
+    for number, path in enumerate(map(Path, paths), 1):
+        words |= dict.fromkeys((path.as_posix(), path.name, path.stem), f"file {number}")
+    for number, key in enumerate((key for key in patients if not key.startswith("file-")), 1):  # those are paths
+        words |= dict.fromkeys((key, key.partition("-")[2]), f"patient {number}")
     # A number of few digits may be anything; as part of a whole name it is replaced all the same.
-    words = {escape(word): number for word, number in words.items() if not re.fullmatch(r"\d{0,4}", word)} | words
     words = {word: number for word, number in words.items() if not re.fullmatch(r"\d{0,4}", word)}
+    words |= {escape(word): number for word, number in words.items()}
 
     def replace(text: str) -> str:
         found = sorted((word for word in words if word in text), key=len, reverse=True)
@@ -302,7 +303,8 @@ def _write_pdf(source: Path, target: Path) -> str:
     _sphinx(source, paper, "singlehtml")
     profile = f"--user-data-dir={source.parent / 'browser'}"
     command = [browser, *HEADLESS, profile, f"--print-to-pdf={target}", (paper / "index.html").as_uri()]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)  # noqa: S603 - our own
-    if not target.is_file():
-        raise SiteError(f"{Path(browser).name} could not print the report: {run.stderr.strip().splitlines()[-1:]}")
-    return "On paper: reports/report.pdf"
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=300)  # noqa: S603 - our own command
+    except (subprocess.SubprocessError, OSError) as error:
+        raise SiteError(f"the pages are there, but {Path(browser).name} could not print them: {error}") from None
+    return f"On paper: {target.parent.name}/{target.name}"

@@ -228,7 +228,7 @@ def test_images_of_ones_own_are_only_sent_when_told_and_without_names(root, home
             if name.endswith(".html") and "figure-" not in name
         }
     assert not [name for name, text in texts.items() if "miller" in text.lower()]
-    assert "reads file 1 of patient 1; 12 images, as file 2" in texts["report/01_step.html"]
+    assert "reads file 2 of patient 1; 12 images, as file 1" in texts["report/01_step.html"]
     assert "Radiographs are in this report" in texts["report/index.html"]
 
     build_site.build_site(pages, own, folder)
@@ -243,7 +243,7 @@ def test_names_are_replaced_as_wholes(own, home):
 def test_without_a_browser_there_is_a_line_instead_of_the_pdf(root, home, quick, monkeypatch):
     monkeypatch.setattr(build_site.shutil, "which", lambda name: None)
     notes = build_site.build_site([page(1)], Settings(), home / "reports", pdf=True)
-    assert notes[0] == "report.pdf is not made: none of chromium, chromium-browser, google-chrome is installed"
+    assert notes[-1] == "report.pdf is not made: none of chromium, chromium-browser, google-chrome is installed"
     assert not (home / "reports" / "report.pdf").exists()
 
 
