@@ -260,8 +260,11 @@ def _judged(pages: Sequence[Page], settings: Settings) -> dict[str, Any]:
             splits = {name: found[split] for name, split in (("validation", "val"), ("test", "test")) if found[split]}
             learned = len(pd.read_csv(run / TRAINED_ON)) if (run / TRAINED_ON).is_file() else 0
             return {"table": results_table(splits).to_html(border=0), "learned": learned, **found}
-    tables = (output.get("data", {}).get("text/html", "") for page in pages for output in page.outputs())
-    return {"table": next((table for table in tables if HEADLINE.search(table)), "")}
+    outputs = [output for page in pages for output in page.outputs()]
+    tables = (output.get("data", {}).get("text/html", "") for output in outputs)
+    protocol = re.search(r"^\w+ split, .+", "\n".join(output.get("text", "") for output in outputs), re.MULTILINE)
+    table = next((table for table in tables if HEADLINE.search(table)), "")
+    return {"table": table, "protocol": protocol[0] if protocol else "as notebook 6 tells"}
 
 
 def _write_rooms(folder: Path) -> list[str]:

@@ -14,3 +14,9 @@ document.addEventListener("DOMContentLoaded", () => {
   button.hidden = false;
   show(localStorage.getItem("code") === "shown");
 });
+
+// Paper is white.
+const root = document.documentElement;
+let theme;
+addEventListener("beforeprint", () => { theme = root.dataset.theme; root.dataset.theme = "light"; });
+addEventListener("afterprint", () => { root.dataset.theme = theme; });
