@@ -17,6 +17,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import loky
 import pandas as pd
@@ -110,7 +111,7 @@ def main() -> None:
         commands["tutorials' loop, float32"] = ["benchmarks/others.py", "tutorial", str(folder / "folders")]
         if importlib.util.find_spec("fastai"):
             commands["fastai's fine_tune, float32"] = ["benchmarks/others.py", "fastai", str(folder / "folders")]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for loop, command in commands.items():
             seen = watch([sys.executable, *command])
             ours = loop.startswith("this project")
