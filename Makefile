@@ -76,6 +76,9 @@ LAUNCH = --num_processes $(PROCESSES) --num_machines 1 --mixed_precision no --dy
 # they stay together; the files with the longest ones come first.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# PINNED=1, in a new clone: the versions of the committed rendering.
+PINS = $(if $(call on,$(PINNED)),--constraint constraints.txt)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	@echo "Making $(VENV) ..."
@@ -83,9 +86,9 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing requirements.txt into $(VENV) (several GB with CUDA; a few minutes) ..."
-	@start=$$(date +%s); $(BIN)/pip install --quiet --disable-pip-version-check -e . && \
+	@start=$$(date +%s); $(BIN)/pip install --quiet --disable-pip-version-check -e . $(PINS) && \
 	  echo "Installed in $$(( $$(date +%s) - start )) s." && touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing the tools for tests ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' && touch $@
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' $(PINS) && touch $@

@@ -116,7 +116,7 @@ def main() -> None:
             seen = watch([sys.executable, *command])
             ours = loop.startswith("this project")
             seconds, auc = reached(seen)
-            row = {"loop": loop, "seconds": seconds + ours * preparing.seconds, "AUC then": auc}
+            row: dict[str, Any] = {"loop": loop, "seconds": seconds + ours * preparing.seconds, "AUC then": auc}
             row |= {"images/s": throughput(seen, given.home / "models") if ours else told_speed(seen)}
             rows.append(
                 row | {"memory, GB": seen.memory / 1e9, "whole run, s": seen.seconds + ours * preparing.seconds}

@@ -4,6 +4,7 @@ import subprocess
 from dataclasses import fields
 
 import pytest
+from packaging.requirements import Requirement
 
 from xray_helpers.files import project_root
 from xray_helpers.settings import Settings, given_to_make
@@ -111,3 +112,15 @@ def test_nothing_that_is_made_or_secret_can_be_committed():
         assert subprocess.run(["git", "check-ignore", "-q", name], cwd=root, check=False).returncode == 0, name
     for name in ("data/README.md", "models/README.md", "reports/README.md"):
         assert subprocess.run(["git", "check-ignore", "-q", name], cwd=root, check=False).returncode == 1, name
+
+
+def test_pinned_installs_the_versions_that_the_requirements_allow():
+    for words, wanted in ((("PINNED=1",), True), (("PINNED=no",), False), ((), False)):
+        commands = make("--dry-run", "-W", "requirements.txt", ".venv/installed", *words)
+        assert ("pip install" in commands) and ("--constraint constraints.txt" in commands) == wanted
+    root = project_root()
+    pins = dict(line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {name.lower().replace("_", "-"): each for name, each in pins.items()}
+    for line in (root / "requirements.txt").read_text().splitlines():
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), line

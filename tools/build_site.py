@@ -30,7 +30,7 @@ from xray_helpers.settings import SOURCES, Settings
 from xray_helpers.training.checkpoint import TRAINED_ON, latest_run
 
 SITE = Path(__file__).parent / "site"  # Sphinx's configuration, the index's template, the style
-FRONT = ("^ROC curve", "are the probabilities .* right", "called .* most for it")  # by alt text: what the index shows
+FRONT = ("^ROC curve", "are the probabilities .* right", r"called\b.* most for it")  # by alt text, for the index
 HEADLINE = re.compile(r"^(?!<details).*>(all thresholds|mean over the classes)</th>", re.DOTALL)  # of results
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # A headless browser that opens one file and asks the network for nothing; as root it starts without its sandbox only.

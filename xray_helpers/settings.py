@@ -25,7 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast": {"epochs": 2, "frozen": "layer2", "small_size": 128},
 }
 # What make takes besides settings.
-MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT", "SHARE", "PDF")
+MAKE_OPTIONS = ("PYTHON", "ORIGINALS", "PROCESSES", "MODEL", "FRESH", "IMAGES", "OUTPUT", "SHARE", "PDF", "PINNED")
 
 
 def _setting(default: Any, meaning: str, choices: Sequence[str] = (), minimum: float | None = None) -> Any:
