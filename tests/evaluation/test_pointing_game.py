@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_network]
 
 
 def test_a_model_that_learned_lesions_points_at_new_ones(tmp_path):
-    """As in notebook 06. docs/benchmarks.md gives what several seeds and both precisions gave; all are far above this bound."""
+    """As in notebook 06. docs/benchmarks.md gives several seeds, in both precisions; all are far above this bound."""
     write_twins(tmp_path / "twins")
     small = {"image_size": 128, "batch_size": 32, "epochs": 16, "learning_rate": 1e-3}
     small["augment"] = "light"
