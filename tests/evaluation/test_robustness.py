@@ -104,7 +104,7 @@ def test_a_network_that_learned_the_shortcut_fails_on_conflicting_images_and_one
                 answers = network(as_input(planted[rows])).squeeze(1).sigmoid().numpy()
             found[name, place] = bed(TRUTH[rows], answers, draws=20)["auc"]["value"]
     assert found["with", "val"] > 0.8  # ordinary validation does not tell
-    assert found["with", "conflicting"] < 0.5
+    assert found["with", "conflicting"] < 0.6  # about chance, or worse
     assert found["without", "conflicting"] > found["with", "conflicting"] + 0.2
 
 

@@ -114,7 +114,7 @@ def test_the_report_runs_on_data_of_any_kind(kinds, home, kind, split, task):
     for path in (home / "reports").glob("*.html"):
         page, text = Page(path), without_pictures(path.read_text(encoding="utf-8"))
         assert "Warning" not in text or path.name not in own
-        for loaded in page.loaded:
+        for loaded in {*page.loaded} - {"#"}:  # the search page's link to itself
             assert (home / "reports" / loaded.partition("?")[0]).is_file(), f"{path.name} loads {loaded}"
         assert all(image.get("alt", "").strip() for image in page.images), f"an image of {path.name} has no alt text"
         assert not MACHINE.search(text), MACHINE.search(text)
