@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from argparse import ArgumentParser
@@ -54,14 +55,17 @@ def run(path: Path) -> Any:
 
 
 def tidy(notebook: Any) -> None:
-    """Drop what progress bars leave behind, and what would differ between machines without meaning anything."""
-    for cell in notebook.cells:
+    """Drop what progress bars leave behind, and what would differ between runs or machines without meaning anything."""
+    for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             cell.outputs = [
                 output
                 for output in cell.outputs
                 if not (output.output_type == "stream" and output.name == "stderr" and not output.text.strip())
             ]
+            for output in cell.outputs:  # pandas names a styled table at random
+                if html := output.get("data", {}).get("text/html"):
+                    output.data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}", f"T_{number:05}", html)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -255,3 +255,13 @@ def test_three_classes_and_a_missing_judgement_leave_the_index_whole(root, home,
     three = page(1, picture("ROC curve: virus, n = 9."), picture("ROC curve: bacteria, n = 9."))
     build_site.build_site([three], Settings(), home / "reports")
     assert "#figure-1-1" in (home / "reports" / "index.html").read_text()
+
+
+def test_what_differs_between_runs_without_meaning_is_tidied_away():
+    styled = '<style>#T_895f6_row0 {}</style><table id="T_895f6"></table>'
+    output = nbformat.v4.new_output("display_data", data={"text/html": styled})
+    bar = nbformat.v4.new_output("stream", name="stderr", text="  \r")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output, bar])])
+    run_notebooks.tidy(notebook)
+    (left,) = notebook.cells[0].outputs
+    assert left.data["text/html"] == '<style>#T_00000_row0 {}</style><table id="T_00000"></table>'
