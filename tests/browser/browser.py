@@ -3,16 +3,13 @@
 import shutil
 
 import pytest
+from build_site import BROWSERS, HEADLESS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), "")
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: the browser tests are skipped")
 
 
 def launch(playwright):
     """A headless browser."""
-    return playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=list(HEADLESS))

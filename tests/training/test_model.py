@@ -216,11 +216,13 @@ class TestWeights:
             "epochs": 2,
             "name": "run",
             "learning_rate": 0.1,
+            "precision": "float32",
         }
         with pytest.raises(KeyboardInterrupt):
             fit(network, **run, callbacks=[stop])
         again = fit(nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), **run)
         assert again.history["epoch"].tolist() == [1, 2]
+        assert again.model.info.epoch == 2
         assert again.model.info.weights_digest == "abc"
 
     def test_a_download_that_stops_is_an_error_and_no_hang(self, tmp_path, monkeypatch):
