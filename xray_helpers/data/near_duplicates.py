@@ -1,6 +1,7 @@
 """The same radiograph in several files: resized, compressed again, mirrored or slightly turned."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, normalize
 
 from xray_helpers.data.reader import find_whites, read_image
+from xray_helpers.settings import choose_precision
 
 SIZE, MIDDLE = 64, 48  # sides in pixels: of the images, and of their middle, which is compared
 TURNS = (0, -2, 2, -4, 4)  # degrees; any turn by up to 5° is within 1° of one of them
 FREQUENCIES = 24  # the lowest ones on each axis
 ALIKE = 0.93  # correlation of near duplicates; of two radiographs up to 0.78 was seen, of phantoms 0.91
-BLOCK = 500  # images that are compared with all others at once
+ROUNDING = 0.02  # more than bf16 moves a correlation
+BLOCK = 1000  # images that are compared with as many others at once
 
 
 def find_near_duplicates(root: Path, catalog: pd.DataFrame) -> pd.Series:
@@ -53,16 +56,21 @@ def near_duplicates(images: NDArray[np.uint8]) -> NDArray[np.int_]:
     Returns:
         The number of each image's group, (N,).
     """
-    even, odd = _gradients(images, 0)
-    pairs = []
+    exact, pairs, blocks = _gradients(images, 0), [], range(0, len(images), BLOCK)
+    # Where the processor computes in bf16, its rounding (below 0.01) chooses the pairs that are then compared exactly.
+    dtype = torch.bfloat16 if choose_precision("auto", "cpu").value == "bf16" else torch.float32
+    rough = [part.to(dtype) for part in exact]
     for turn in TURNS:
-        other_even, other_odd = _gradients(images, turn)
-        for start in range(0, len(images), BLOCK):
-            one = even[start : start + BLOCK] @ other_even[start:].T
-            two = odd[start : start + BLOCK] @ other_odd[start:].T
-            for correlation in (one + two, one - two):  # mirroring turns the sign of every other frequency
-                first, second = (correlation > ALIKE).nonzero().T + start
-                pairs.append(torch.stack([first, second])[:, first < second])
+        turned = _gradients(images, turn)
+        turned_rough = [part.to(dtype) for part in turned]
+        for row, column in combinations_with_replacement(blocks, 2):
+            even, odd = (
+                a[row : row + BLOCK] @ b[column : column + BLOCK].T for a, b in zip(rough, turned_rough, strict=True)
+            )
+            first, second = (even + odd.abs() > ALIKE - ROUNDING).nonzero().T + torch.tensor([[row], [column]])
+            # Mirroring turns the sign of every other frequency, so the larger of even + odd and even - odd counts.
+            even, odd = ((a[first] * b[second]).sum(dim=1) for a, b in zip(exact, turned, strict=True))
+            pairs.append(torch.stack([first, second])[:, (even + odd.abs() > ALIKE) & (first < second)])
     one, two = torch.cat(pairs, dim=1).numpy()
     graph = sparse.csr_array((np.ones(len(one)), (one, two)), shape=(len(images),) * 2)
     return np.asarray(sparse.csgraph.connected_components(graph, directed=False)[1])
