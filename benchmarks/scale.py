@@ -1,10 +1,11 @@
 """Does the cost per image stay the same from 600 to 20,000 images? Time and memory of each step.
 
-Usage: python benchmarks/scale.py [--counts 600 2000 5000 10000 20000] [--size 64]
+Usage: python benchmarks/scale.py [--counts 600 2000 5000 10000 20000] [--size 64] [--processes 1 2]
 
 The images are phantoms. Each step runs in a process of its own, whose peak memory is read at its end; what the process
 needs before it has an image (`fixed`: importing, and the step on 600 images less what they cost) is subtracted. The
-last line says what NIH ChestX-ray14, with 112,120 images, would take at the cost per image of the largest count.
+last column says what NIH ChestX-ray14, with 112,120 images, would take at the cost per image of the largest count.
+With --processes, it measures instead how fast that many training processes are together, on the sample, one epoch each.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from xray_helpers.files import project_root
 
 STEPS = ("catalog", "cache", "epoch", "evaluation")
 NIH = 112_120
@@ -83,6 +86,22 @@ def measure(count: int, size: int) -> list[dict[str, float | str]]:
     return rows
 
 
+def processes(counts: list[int]) -> None:
+    """Images per second in training of one process, of two, …: together, on this machine."""
+    before = 0.0
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"XRAY_HOME": home, "XRAY_EPOCHS": "1", "XRAY_WEIGHTS": "none", "TQDM_DISABLE": "1"}
+        for count in counts:
+            subprocess.run(  # noqa: S603 - make, with numbers
+                ["make", "train", f"PROCESSES={count}", "FRESH=1"],  # noqa: S607 - the user's own make
+                env=environment, cwd=project_root(), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            run = Path(home) / "models" / (Path(home) / "models" / "latest.txt").read_text().strip()
+            speed = float(pd.read_csv(run / "history.csv")["images_per_second"].iloc[-1])
+            before = before or speed
+            print(f"{count} processes: {speed:.1f} images/s, {speed / before:.2f} times {counts[0]}", flush=True)
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Per step: fixed cost, cost per 1,000 images at the largest count against that at about 5,000, exponent, NIH's."""
     rows = []
@@ -105,10 +124,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", nargs="*", type=int, default=[600, 2000, 5000, 10000, 20000])
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--processes", nargs="*", type=int)
     parser.add_argument("--step", choices=STEPS)
     given = parser.parse_args()
     if given.step:
         one_step(given.step, given.size)
+        return
+    if given.processes:
+        processes(given.processes)
         return
     table = pd.DataFrame([row for count in given.counts for row in measure(count, given.size)])
     print(summary(table).round(3).to_string(index=False))
