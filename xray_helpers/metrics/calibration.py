@@ -124,7 +124,9 @@ def _slope(positive: Array, logits: Array, weights: Array) -> float:
     if x[y].min() >= x[~y].max() or x[y].max() <= x[~y].min():
         return float(np.copysign(np.inf, x[y].mean() - x[~y].mean()))
     # Without a penalty (C=inf); on standardized logits, where the solver converges fast.
-    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(((x - x.mean()) / x.std())[:, None], y, weights)
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000, solver="newton-cholesky").fit(
+        ((x - x.mean()) / x.std())[:, None], y, weights
+    )
     return float(model.coef_[0, 0] / x.std())
 
 
