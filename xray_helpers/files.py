@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import sys
@@ -41,6 +42,8 @@ class CheckpointError(XrayError):
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """For command lines: what this package raises becomes one line on stderr and status 1, Ctrl-C status 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an old console may lack the letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except (XrayError, MemoryError, ValueError, OSError) as error:

@@ -56,7 +56,7 @@ def fetch(settings: Settings) -> Path:
     images, marker, source = target / "chest_xray", target / "complete.json", settings.source()
     with FileLock(files.make_folder(target.parent) / f".{target.name}.lock"):
         files.settle(target)
-        kept = json.loads(marker.read_text()) if marker.is_file() else {}
+        kept = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
         gone = settings.data not in SOURCES and not source.exists()
         origin = kept.get("origin", "") if gone else _origin(settings)
         # Version 0.1 left out more, and did not count it; what Kaggle sends was all used then, too.
@@ -87,7 +87,8 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
         left_out = _fill(settings, staging)
         left_out.to_csv(staging / LEFT_OUT, index=False)
         names = list(_list_files(staging / "chest_xray"))
-        (staging / "complete.json").write_text(json.dumps({"origin": origin, "files": len(names)}) + "\n")
+        marker = json.dumps({"origin": origin, "files": len(names)}) + "\n"
+        (staging / "complete.json").write_text(marker, encoding="utf-8")
         if hasattr(os, "sync"):
             os.sync()  # one sync for thousands of files, before the rename that makes them count
         files.exchange(staging, target)
