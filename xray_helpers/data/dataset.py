@@ -247,23 +247,22 @@ def make_loaders(
         ValueError: a split is missing or lacks a class.
         LeakError: your split shares a patient or an image.
     """
-    own, target = manifest is not None, data.settings.target
-    manifest, key = data.manifest if manifest is None else manifest, KEY[data.settings.split]
-    check_manifest(manifest, key)
+    table, key = data.manifest if manifest is None else manifest, KEY[data.settings.split]
+    check_manifest(table, key)
     for name in data.classes:
-        rows = manifest[manifest[target] == name]
+        rows = table[table[data.settings.target] == name]
         for split in (split for split in SPLITS if split not in set(rows["split"])):
             found = f"patients with {name} in this data: {rows['patient_coarse'].nunique()}, and each split needs one"
             lacking = f"{split} has no image of {name} ({found})"
             if split != "test" or test:
                 raise ValueError(f"{lacking}. Bring more images, or use another SPLIT or FRACTIONS.")
-            if not own:
+            if manifest is None:
                 print_once(f"note: {lacking}: it cannot judge the model")
     options: dict[str, Any] = {"num_workers": workers, "timeout": BATCH_TIMEOUT if workers else 0}
     options |= {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
 
     def load(split: str) -> XrayLoader:
-        dataset = XrayDataset(manifest, data.cache, split, data.classes, data.settings.target)
+        dataset = XrayDataset(table, data.cache, split, data.classes, data.settings.target)
         train = split == "train"
         order = EpochSampler(len(dataset), seed) if train else SequentialSampler(dataset)
         batches = BatchSampler(order, batch_size, drop_last=train and len(dataset) >= batch_size)
@@ -274,7 +273,7 @@ def make_loaders(
 
     preprocess, name = Preprocess(data.cache.size, data.cache.resize, whites=data.cache.whites), data.settings.data_name
     opened = load("test") if test else None
-    return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, manifest, key, opened)
+    return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, table, key, opened)
 
 
 @contextlib.contextmanager

@@ -275,6 +275,8 @@ def folds(manifest: pd.DataFrame, k: int, seed: int = 0) -> list[pd.DataFrame]:
     for number, (_, held_out) in enumerate(parts):
         made[number].loc[held_out, "split"] = "test"
         made[number - 1].loc[held_out, "split"] = "val"
+    for fold in made:
+        check_manifest(fold, "coarse")
     return made
 
 
