@@ -95,12 +95,12 @@ def class_names(manifest: pd.DataFrame, task: str, finding: str = "") -> tuple[s
     if len(found) < 2:
         raise ValueError(f"task={task!r} needs two classes or more, and this data has only {', '.join(found)}")
     if not finding and len(classes) == 2:
-        named = [name for name in classes if name.casefold() == "pneumonia"]
-        beside = [name for name, other in (classes, classes[::-1]) if _is_well(other, name)]
-        finding = (named or beside)[0] if named or len(beside) == 1 else ""
-        if not finding:
+        ill = [name for name in classes if name.casefold() == "pneumonia"]
+        ill = ill or [name for name, other in (classes, classes[::-1]) if _is_well(other, name)]
+        if len(ill) != 1:
             example = f"FINDING={classes[1]} (or XRAY_FINDING, or --finding)"
             raise ValueError(f"which of the classes {' and '.join(classes)} counts as ill? Name it, as in {example}")
+        finding = ill[0]
     if finding and finding not in classes:
         raise ValueError(f"finding={finding!r}: the classes of this data are {', '.join(classes)}")
     return tuple(sorted(classes, key=finding.__eq__))
@@ -247,34 +247,33 @@ def make_loaders(
         ValueError: a split is missing or lacks a class.
         LeakError: your split shares a patient or an image.
     """
-    own, target = manifest is not None, data.settings.target
-    manifest, key = data.manifest if manifest is None else manifest, KEY[data.settings.split]
-    check_manifest(manifest, key)
+    table, key = data.manifest if manifest is None else manifest, KEY[data.settings.split]
+    check_manifest(table, key)
     for name in data.classes:
-        rows = manifest[manifest[target] == name]
+        rows = table[table[data.settings.target] == name]
         for split in (split for split in SPLITS if split not in set(rows["split"])):
-            counted = f"patients with {name} in this data: {rows['patient_coarse'].nunique()}, and each split needs one"
+            found = f"patients with {name} in this data: {rows['patient_coarse'].nunique()}, and each split needs one"
+            lacking = f"{split} has no image of {name} ({found})"
             if split != "test" or test:
-                advice = "Bring more images, or use another SPLIT or FRACTIONS."
-                raise ValueError(f"{split} has no image of {name} ({counted}). {advice}")
-            if not own:
-                print_once(f"note: test has no image of {name} ({counted}): it cannot judge the model")
-    processes = {"num_workers": workers, "timeout": BATCH_TIMEOUT if workers else 0}
+                raise ValueError(f"{lacking}. Bring more images, or use another SPLIT or FRACTIONS.")
+            if manifest is None:
+                print_once(f"note: {lacking}: it cannot judge the model")
+    options: dict[str, Any] = {"num_workers": workers, "timeout": BATCH_TIMEOUT if workers else 0}
+    options |= {"persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
 
     def load(split: str) -> XrayLoader:
-        dataset = XrayDataset(manifest, data.cache, split, data.classes, data.settings.target)
+        dataset = XrayDataset(table, data.cache, split, data.classes, data.settings.target)
         train = split == "train"
         order = EpochSampler(len(dataset), seed) if train else SequentialSampler(dataset)
         batches = BatchSampler(order, batch_size, drop_last=train and len(dataset) >= batch_size)
         # Without one of its own, a loader would draw from the global generator, and shift what comes after.
         generator = torch.Generator().manual_seed(seed)
         # No batch size, since the dataset gives whole batches.
-        options: dict[str, Any] = processes | {"persistent_workers": workers > 0, "generator": generator}
-        return XrayLoader(dataset, None, sampler=batches, pin_memory=torch.cuda.is_available(), **options)
+        return XrayLoader(dataset, None, sampler=batches, generator=generator, **options)
 
     preprocess, name = Preprocess(data.cache.size, data.cache.resize, whites=data.cache.whites), data.settings.data_name
     opened = load("test") if test else None
-    return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, manifest, key, opened)
+    return Loaders(load("train"), load("val"), data.classes, preprocess, data.fingerprint, name, table, key, opened)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from xray_helpers.data.catalog import fingerprint
-from xray_helpers.data.reader import RESIZES, UNKNOWN, Whites, find_whites, read_image
+from xray_helpers.data.reader import RESIZES, Whites, find_whites, read_image
 from xray_helpers.files import XrayError, atomic_file, check_disk, file_digest, make_folder, write_text
 
 VERSION = 3  # raised when the same files give other pixels
@@ -32,32 +32,26 @@ class ImageCache:
         file: the array's file.
         size: side of the images in pixels.
         resize: how they became square.
+        whites: the level that counts as white in images of more than 8 bits, from `find_whites`.
         rows: path → row of the array.
         fingerprint: of the catalog that it was built from.
         checksum: SHA-256 of the file.
-        seconds: that decoding took, where it is known.
-        whites: the level that counts as white in images of more than 8 bits, from `find_whites`.
+        seconds: that decoding took.
     """
 
     file: Path
     size: int
     resize: str
+    whites: Whites
     rows: dict[str, int]
     fingerprint: str
-    checksum: str
-    seconds: float | None = field(default=None, compare=False)
-    whites: Whites = UNKNOWN
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "whites", tuple(self.whites))  # a list, when it comes from JSON
+    checksum: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """All images, uint8 (N, S, S), mapped from disk and read-only."""
-        images: NDArray[np.uint8] = np.load(self.file, mmap_mode="r")
-        if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size):
-            raise ValueError(f"{self.file.name} holds {images.dtype} {images.shape}, not uint8 (N, {self.size}, …)")
-        return images
+        return np.lib.format.open_memmap(self.file, mode="r")
 
     def read(self, paths: Sequence[str]) -> NDArray[np.uint8]:
         """Copies of some images, uint8 (n, S, S), in the order asked for.
@@ -107,62 +101,57 @@ def build_cache(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resi
     """
     if resize not in RESIZES:
         raise ValueError(f"resize={resize!r}: expected {', '.join(RESIZES)}")
-    paths = catalog.loc[catalog["error"] == "", "path"].tolist()
-    if not paths:
+    rows = {path: row for row, path in enumerate(catalog.loc[catalog["error"] == "", "path"])}
+    if not rows:
         raise ValueError("the catalog holds no readable image")
     whites = find_whites(catalog)
     levels = "".join(f"-white-{white:g}" for white in whites if white)
     file = make_folder(folder) / f"images-{resize}-{size}-{fingerprint(catalog)}-v{VERSION}{levels}.npy"
+    cache = ImageCache(file, size, resize, whites, rows, fingerprint(catalog))
     with FileLock(folder / ".images.lock"):
-        cache = _open(file) or _build(root, paths, file, size, resize, fingerprint(catalog), whites)
+        cache = _open(cache) or _build(cache, root)
         for old in folder.glob(f"images-{resize}-{size}-*"):  # of earlier versions of these files
             if old.stem != file.stem:
                 old.unlink()
     return cache
 
 
-def _open(file: Path) -> ImageCache | None:
-    """The cache in this file, if it is whole and unchanged; None otherwise, with the reason printed."""
+def _open(cache: ImageCache) -> ImageCache | None:
+    """The cache with its checksum, if its file is whole and unchanged; None otherwise, with the reason printed."""
     try:
-        cache = ImageCache(file=file, **json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
-        if file_digest(file) != cache.checksum or len(cache.images) < len(cache.rows):
+        cache = replace(cache, **json.loads(cache.file.with_suffix(".json").read_text(encoding="utf-8")))
+        if file_digest(cache.file) != cache.checksum:
             raise ValueError("its checksum does not match")
         return cache
     except FileNotFoundError:  # not built so far, or not to its end
         pass
     except (ValueError, TypeError, OSError) as error:
-        print(f"{file.name} cannot be used ({error}) and is rebuilt")
+        print(f"{cache.file.name} cannot be used ({error}) and is rebuilt")
     return None
 
 
-def _build(
-    root: Path, paths: list[str], file: Path, size: int, resize: str, catalog: str, whites: Whites
-) -> ImageCache:
-    """Decode all images; first the array takes its name, then the index with its checksum."""
-    start = time.perf_counter()
+def _build(cache: ImageCache, root: Path) -> ImageCache:
+    """Decode all images; first the array takes its name, then the file with its checksum."""
+    start, file, paths, size = time.perf_counter(), cache.file, list(cache.rows), cache.size
     for leftover in file.parent.glob(".images-*.partial*"):  # of a process that was killed
         leftover.unlink()
     check_disk(file.parent, len(paths) * size * size, "the image cache")
 
     def decode(path: str) -> bytes:
         try:
-            return read_image(root / path, size, resize, whites).tobytes()
+            return read_image(root / path, size, cache.resize, cache.whites).tobytes()
         except Exception as error:  # on damaged bytes decoders raise anything
             what = f"{path} can no longer be read ({str(error) or type(error).__name__})"
             raise XrayError(f"{what}: it has changed since the catalog was made. Bring the file back.") from error
 
-    with atomic_file(file) as partial:
-        # Threads are enough: Pillow lets go of Python's lock while it decodes and resizes.
-        with open(partial, "wb") as target, ThreadPoolExecutor(os.cpu_count()) as pool:
-            shape = (len(paths), size, size)
-            np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for first in tqdm(range(0, len(paths), BLOCK), "decoding", leave=False, unit="block"):
-                target.writelines(pool.map(decode, paths[first : first + BLOCK]))
-        checksum = file_digest(partial)
-    rows = {path: row for row, path in enumerate(paths)}
+    # Threads are enough: Pillow lets go of Python's lock while it decodes and resizes.
+    with atomic_file(file) as partial, open(partial, "wb") as target, ThreadPoolExecutor(os.cpu_count()) as pool:
+        shape = (len(paths), size, size)
+        np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for first in tqdm(range(0, len(paths), BLOCK), "decoding", leave=False, unit="block"):
+            target.writelines(pool.map(decode, paths[first : first + BLOCK]))
     seconds = round(time.perf_counter() - start, 3)
-    cache = ImageCache(file, size, resize, rows, catalog, checksum, seconds, whites)
-    content = {name: value for name, value in asdict(cache).items() if name != "file"}
-    write_text(file.with_suffix(".json"), json.dumps(content, indent=0))
-    print(f"{file.name}: {len(rows):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")
-    return cache
+    checksum = file_digest(file)
+    write_text(file.with_suffix(".json"), json.dumps({"checksum": checksum, "seconds": seconds}))
+    print(f"{file.name}: {len(paths):,} images, {file.stat().st_size / 1e6:.0f} MB, decoded in {seconds:.1f} s")
+    return replace(cache, checksum=checksum, seconds=seconds)

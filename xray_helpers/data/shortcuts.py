@@ -6,6 +6,7 @@ of feature, cross-validated by patient, and reports how well it does.
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,11 @@ def cross_validated_auc(features: ArrayLike, truth: pd.Series, patients: pd.Seri
     Raises:
         ValueError: fewer than two classes, or a class with too few patients to be in every fold.
     """
-    table, (number, classes) = np.asarray(features, dtype=float), pd.factorize(truth, sort=True)
-    scores = out_of_fold_scores(table, truth, patients, seed)
-    if (table == table[0]).all():  # constant features predict nothing, with no uncertainty about it
+    scores = out_of_fold_scores(features, truth, patients, seed)
+    if not np.ptp(np.asarray(features, dtype=float), axis=0).any():  # constant features predict nothing, for certain
         return {"value": 0.5, "low": 0.5, "high": 0.5}
-    return auc_interval(number, scores[:, 1] if len(classes) == 2 else scores, patients, seed=seed)
+    number = pd.factorize(truth, sort=True)[0]
+    return auc_interval(number, scores[:, 1] if scores.shape[1] == 2 else scores, patients, seed=seed)
 
 
 def out_of_fold_scores(
@@ -86,10 +87,9 @@ def out_of_fold_scores(
 def fit_boosting(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> HistGradientBoostingClassifier:
     """The small model of every audit: gradient boosting of 60 trees, from features (N, F) and labels (N,)."""
     # One thread: on a busy machine, threads that wait for each other after every small step take minutes for seconds.
+    model = HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed)
     with threadpool_limits(1, user_api="openmp"):
-        return HistGradientBoostingClassifier(max_iter=60, early_stopping=False, random_state=seed).fit(
-            features, labels
-        )
+        return model.fit(features, labels)
 
 
 def file_shortcuts(catalog: pd.DataFrame, target: str = "label", seed: int = 0) -> pd.DataFrame:
@@ -162,9 +162,8 @@ def thumbnail_baseline(images: Images, rows: pd.DataFrame, target: str = "label"
     Raises:
         ValueError: as `cross_validated_auc`.
     """
-    thumbnails = _cells(images, 8)[0].reshape(len(images), -1)  # (N, 64)
-    histograms = np.stack([np.histogram(image, bins=32, range=(0, 256))[0] for image in images])  # (N, 32)
-    return _audit({"8×8 thumbnail": thumbnails, "intensity histogram": histograms}, rows, target, seed)
+    sets = {"8×8 thumbnail": _thumbnails(images), "intensity histogram": _histograms(images, 32)}
+    return _audit(sets, rows, target, seed)
 
 
 def folder_drift(images: Images, rows: pd.DataFrame, seed: int = 0) -> dict[str, float]:
@@ -181,8 +180,7 @@ def folder_drift(images: Images, rows: pd.DataFrame, seed: int = 0) -> dict[str,
     patients = rows["patient_fine"].groupby(rows["folder"]).nunique()
     if len(patients) < 2 or patients.min() < FOLDS:
         return {}
-    thumbnails = _cells(images, 8)[0].reshape(len(images), -1)  # (N, 64)
-    return cross_validated_auc(thumbnails, rows["folder"], rows["patient_fine"], seed)
+    return cross_validated_auc(_thumbnails(images), rows["folder"], rows["patient_fine"], seed)
 
 
 def audit_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
@@ -195,13 +193,9 @@ def audit_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per feature of `before`: AUC and after, each with its interval as text, meaning and remedy.
     """
-    before, after = before.set_index("features"), after.set_index("features")
-    first, second = (
-        pd.Series([format_interval({**row, "value": row["auc"]}) for row in rows.to_dict("records")], rows.index)
-        for rows in (before, after)
-    )
-    second = second.reindex(first.index, fill_value="")
-    return pd.DataFrame({"AUC": first, "after": second}).join(before[["meaning", "remedy"]])
+    before, after = (rows.rename(columns={"auc": "value"}).set_index("features") for rows in (before, after))
+    texts = {"AUC": before.apply(format_interval, axis=1), "after": after.apply(format_interval, axis=1)}
+    return pd.DataFrame(texts, before.index).fillna("").join(before[["meaning", "remedy"]])
 
 
 def style_features(images: Images) -> NDArray[np.float64]:
@@ -215,17 +209,15 @@ def style_features(images: Images) -> NDArray[np.float64]:
         bytes that it takes as JPEG of quality 75, sharpness (the mean step from pixel to pixel), mean, deviation.
     """
     count, size = images.shape[:2]
-    thumbnails = _cells(images, 8)[0].reshape(count, -1)  # (N, 64)
-    histograms = np.stack([np.histogram(image, bins=16, range=(0, 256))[0] for image in images])  # (N, 16)
     distance = np.minimum(np.arange(size), np.arange(size)[::-1])
     rings = np.minimum.outer(distance, distance) * 32 // size  # (S, S), the border is ring 0
     share = np.stack([rings == ring for ring in range(16)], axis=-1).reshape(size * size, 16).astype(np.float32)
-    profiles = images.reshape(count, -1).astype(np.float32) @ (share / share.sum(axis=0))  # (N, 16)
-    saved = _saved_bytes(images, quality=75)
-    steps = [np.abs(np.diff(images.astype(np.int16), axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
     levels = images.reshape(count, -1)
-    single = np.stack([saved, *steps, levels.mean(axis=1), levels.std(axis=1)], axis=1)  # (N, 5)
-    return np.concatenate([thumbnails, histograms, profiles, single], axis=1)
+    profiles = levels.astype(np.float32) @ (share / share.sum(axis=0))  # (N, 16)
+    steps = [np.abs(np.diff(images.astype(np.int16), axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
+    saved = [_saved_bytes(image, quality=75) for image in images]
+    single = [saved, *steps, levels.mean(axis=1), levels.std(axis=1)]  # (N,) each
+    return np.column_stack([_thumbnails(images), _histograms(images, 16), profiles, *single])
 
 
 def as_decoded(images: Images, rows: pd.DataFrame) -> pd.DataFrame:
@@ -241,15 +233,24 @@ def as_decoded(images: Images, rows: pd.DataFrame) -> pd.DataFrame:
         A copy of `rows` with width, height, mode, quantisation and bytes changed.
     """
     same = {"width": images.shape[2], "height": images.shape[1], "mode": "L", "quantisation": 0.0}
-    return rows.assign(**same, bytes=_saved_bytes(images, quality=90))
+    return rows.assign(**same, bytes=[_saved_bytes(image, quality=90) for image in images])
 
 
-def _saved_bytes(images: Images, quality: int) -> list[int]:
-    """The bytes that each image takes as JPEG."""
-    saved = [io.BytesIO() for _ in images]
-    for image, buffer in zip(images, saved, strict=True):
-        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return [buffer.tell() for buffer in saved]
+def _saved_bytes(image: NDArray[np.uint8], quality: int) -> int:
+    """The bytes that an image, (S, S), takes as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return buffer.tell()
+
+
+def _thumbnails(images: Images) -> NDArray[np.float64]:
+    """The mean of each cell of an 8 × 8 grid, (N, 64)."""
+    return _cells(images, 8)[0].reshape(len(images), -1)
+
+
+def _histograms(images: Images, bins: int) -> NDArray[np.int_]:
+    """How many pixels of each image have a gray level in each bin, (N, bins)."""
+    return np.stack([np.histogram(image, bins, (0, 256))[0] for image in images])
 
 
 def _cells(images: Images, cells: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
@@ -261,7 +262,7 @@ def _cells(images: Images, cells: int) -> tuple[NDArray[np.float64], NDArray[np.
     return sums / np.outer(sides, sides), highest
 
 
-def _audit(sets: dict[str, ArrayLike], rows: pd.DataFrame, target: str, seed: int) -> pd.DataFrame:
+def _audit(sets: Mapping[str, ArrayLike], rows: pd.DataFrame, target: str, seed: int) -> pd.DataFrame:
     """One row per set of features."""
     found = []
     for name, features in sets.items():

@@ -270,15 +270,13 @@ def folds(manifest: pd.DataFrame, k: int, seed: int = 0) -> list[pd.DataFrame]:
     fewest = pd.Series(groups).groupby(manifest["label"]).nunique().min()
     if k < 3 or fewest < k:
         raise ValueError(f"k={k}: expected 3 or more, and no more than the smallest class has patients ({fewest})")
-    fold = np.zeros(len(manifest), dtype=int)
     parts = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(manifest, strata, groups)
+    made = [manifest.assign(split="train") for _ in range(k)]
     for number, (_, held_out) in enumerate(parts):
-        fold[held_out] = number
-    made = []
-    for number in range(k):
-        split = np.select([fold == number, fold == (number + 1) % k], ["test", "val"], "train")
-        made.append(manifest.assign(split=split))
-        check_manifest(made[-1], "coarse")
+        made[number].loc[held_out, "split"] = "test"
+        made[number - 1].loc[held_out, "split"] = "val"
+    for fold in made:
+        check_manifest(fold, "coarse")
     return made
 
 
@@ -305,11 +303,11 @@ def traces(manifest: pd.DataFrame, key: str) -> pd.DataFrame:
     Returns:
         One row per image: path, pixel_hash and the key's column (`patient_fine` or `patient_coarse`), each hashed.
     """
-    return _hashed(manifest[["path", "pixel_hash", COLUMN[key]]])
+    return manifest[["path", "pixel_hash", COLUMN[key]]].map(_hash)
 
 
-def _hashed(values: pd.DataFrame) -> pd.DataFrame:
-    return values.map(lambda value: digest([str(value)]))
+def _hash(value: object) -> str:
+    return digest([str(value)])
 
 
 def check_unseen(manifest: pd.DataFrame, trained_on: pd.DataFrame, run: str) -> None:
@@ -323,9 +321,9 @@ def check_unseen(manifest: pd.DataFrame, trained_on: pd.DataFrame, run: str) -> 
     Raises:
         LeakError: the run learned from one of them; the message names one.
     """
-    words, hashed = {"path": "file", "pixel_hash": "exact pixels"}, _hashed(manifest[list(trained_on)])
+    words = {"path": "file", "pixel_hash": "exact pixels"}
     for column in trained_on:
-        known = hashed[column].isin(trained_on[column].dropna())
+        known = manifest[column].map(_hash).isin(trained_on[column].dropna())
         if known.any():
             what = f"{known.sum():,} of {len(manifest):,} images share their {words.get(column, 'patient')}"
             example = manifest.loc[known, "path"].iloc[0]
@@ -341,7 +339,7 @@ def manifest_path(settings: Settings, catalog: pd.DataFrame) -> Path:
 
 
 def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
-    """The split that the settings ask for: read back if it was saved before, otherwise made and saved.
+    """The split that the settings ask for, read from its file, which is made where it is missing.
 
     Args:
         settings: strategy, fractions and seed of the split, and the data's name.
@@ -355,20 +353,18 @@ def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
         ValueError: as `resplit`.
     """
     path = manifest_path(settings, catalog)
-    if saved := path.is_file():
-        manifest = read_rows(path)
-        added = catalog.columns.difference(manifest.columns, sort=False)  # those that its version did not know yet
-        manifest = manifest.merge(catalog[["path", *added]], on="path", how="left") if len(added) else manifest
-    else:
-        manifest = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
+    if not (saved := path.is_file()):
+        made = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
+        for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
+            print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
+        write_text(path, made.to_csv(index=False))
+    manifest = read_rows(path)
+    added = catalog.columns.difference(manifest.columns, sort=False)  # those that its version did not know yet
+    manifest = manifest.merge(catalog[["path", *added]], on="path", how="left")
     try:
         check_manifest(manifest, KEY[settings.split])
     except LeakError as error:
-        raise LeakError(f"{error} Remove {path.name} to divide the patients anew." if saved else str(error)) from None
-    if not saved:
-        for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
-            print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
-        write_text(path, manifest.to_csv(index=False))
+        raise LeakError(f"{error} Remove {path.name} to divide the patients anew.") from None
     if (table := settings.patients_table) and table.parent != path.parent:
         with atomic_file(path.with_name(table.name)) as copy:
             shutil.copyfile(table, copy)

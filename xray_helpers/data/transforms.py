@@ -44,8 +44,8 @@ class Preprocess:
             raise ValueError(f"resize={self.resize!r}: expected {', '.join(RESIZES)}")
         for name in ("mean", "std", "whites"):  # lists, when they come from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            if name != "whites" and len(getattr(self, name)) != 3:
-                raise ValueError(f"{name}={getattr(self, name)}: expected one number for each of three channels")
+        if not len(self.mean) == len(self.std) == 3:
+            raise ValueError(f"mean={self.mean}, std={self.std}: expected one number for each of three channels")
 
     def read(self, path: Path) -> Tensor:
         """Decode one file; uint8 (1, S, S)."""
@@ -123,7 +123,7 @@ def gray_statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # How far each augmentation goes: degrees of rotation to either side; shift and stretch as part of the side; exposure as
 # part of brightness and contrast; the largest gamma (the smallest is one over it); the largest blur, in pixels of a
 # side of 224; the lowest JPEG quality; the largest area and the widest frame that are erased; the chance of each of
-# blur, JPEG, erasing and frame; and that of a random filter. What has no size or chance is left out.
+# blur, JPEG, erasing and frame; and that of a random filter. No area and no chance of a filter leave these two out.
 Strength = namedtuple("Strength", "degrees shift stretch exposure gamma blur quality area frame chance filter")
 STRENGTHS = {
     "light": Strength(5, 0.05, 0.05, 0.1, 1.2, 1.0, 40, 0.08, 0.10, 0.25, 0.0),
@@ -169,8 +169,7 @@ def augmentations(strength: str, size: int, flip: bool = False, always: bool = F
     }
     if s.area:
         steps["erase"] = RandomApply(ka.RandomErasing((0.02, s.area), (0.5, 2.0), value=GRAY, p=1.0), chance)
-    if s.frame:
-        steps["erase frame"] = RandomApply(RandomFrame(s.frame), chance)
+    steps["erase frame"] = RandomApply(RandomFrame(s.frame), chance)
     return steps
 
 
