@@ -132,18 +132,15 @@ def evaluate_run(
         protocol += ", trained on batches of your own: which images it learned from is not known"
 
     # Predict in float32, and keep the predictions.
-    loaders = make_loaders(data, test=split == "test")
-    loader = loaders.test if split == "test" else loaders.val
-    dataset = loader.dataset
-    logits = run_network(network.eval(), loader, preprocess)
-    table = prediction_table(dataset, logits, info.calibration)
+    loader = getattr(make_loaders(data, test=split == "test"), split)
+    table = prediction_table(loader.dataset, run_network(network.eval(), loader, preprocess), info.calibration)
     write_text(folder / f"predictions-{split}.csv", table.to_csv(index=False))
 
     # Judge them, with intervals over patients where these are known, and else over images.
     patients = table["patient"] if patients_known(data.manifest) else None
     probability = table["probability"] if info.num_outputs == 1 else table.filter(like="p_")
-    judged = evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
-    found = {"protocol": protocol, **judged}
+    found = {"protocol": protocol}
+    found |= evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
     if info.num_outputs == 1:
         bootstrap = Bootstrap(range(len(table)) if patients is None else patients)
         found["calibrated"] = calibration(table["truth"], table["calibrated"], bootstrap)
@@ -163,7 +160,7 @@ def evaluate_run(
         "data_fingerprint": info.fingerprint,
         "weights": info.weights,
         "device": device,
-        "precision": choose_precision(saved["precision"], device).value,
+        "precision": choose_precision(saved["precision"], device),
         "versions": {name: version(name) for name in PACKAGES},
         "seconds": {"store": data.cache.seconds, "head": spent.get("head", 0.0), "fine_tune": spent["fine-tune"]},
         "more_epochs": int((history["stage"] == "more epochs").sum()),
@@ -248,9 +245,8 @@ def write_card(folder: str | Path, model: nn.Module | None = None) -> str:
     info, file = (model or load_model(folder)).info, folder / METRICS
     if not file.is_file() or not (found := json.loads(file.read_text(encoding="utf-8")))["test"]:
         raise CheckpointError(f"{folder.name} was not judged yet: run make evaluate, or notebook 06")
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent))  # noqa: S701 - it is no HTML
-    templates.filters["interval"] = format_interval
-    card = templates.get_template("model_card.md.j2").render(found, name=folder.name, info=info) + "\n"
+    template = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8"))
+    card = template.render(found, name=folder.name, info=info, interval=format_interval) + "\n"
     write_text(folder / CARD, card)
     shutil.rmtree(folder / EARLIER, ignore_errors=True)  # the judgement that this one replaces
     return card
