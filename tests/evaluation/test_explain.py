@@ -144,7 +144,7 @@ class TestOcclusion:
                 seen.append(x)
                 return x[:, 0, :1, 0]
 
-        occlusion_check(Watcher(), torch.full((2, 1, 20, 20), 255, dtype=torch.uint8), [0, 1], "ab")
+        occlusion_check(Watcher(), torch.full((2, 1, 20, 20), 255, dtype=torch.uint8), [0, 1], list("ab"))
         for images, hidden in zip(seen, occlusions(20).values(), strict=True):
             assert (images[:, 0, hidden] == GRAY).all()
             assert (images[:, 0, ~hidden] == 1).all()
