@@ -133,7 +133,7 @@ def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: A
         rest, 95% over patients), moved (mean change of the class's log-odds, whatever its sign), turned (share of
         decisions at 0.5 that turn).
     """
-    rows, whole, classes = [], np.zeros(0), model.info.classes
+    rows, whole, classes = list[tuple[object, ...]](), np.zeros(0), model.info.classes
     for part, hidden in occlusions(images.shape[-1]).items():
         # What is hidden gets the gray that the network takes for nothing.
         batches = ((torch.where(hidden, GRAY, to_unit(batch)), None) for batch in images.split(BATCH))

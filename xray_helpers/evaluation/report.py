@@ -139,7 +139,7 @@ def evaluate_run(
     # Judge them, with intervals over patients where these are known, and else over images.
     patients = table["patient"] if patients_known(data.manifest) else None
     probability = table["probability"] if info.num_outputs == 1 else table.filter(like="p_")
-    found = {"protocol": protocol}
+    found: dict[str, Any] = {"protocol": protocol}
     found |= evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
     if info.num_outputs == 1:
         bootstrap = Bootstrap(range(len(table)) if patients is None else patients)
@@ -246,7 +246,7 @@ def write_card(folder: str | Path, model: nn.Module | None = None) -> str:
     if not file.is_file() or not (found := json.loads(file.read_text(encoding="utf-8")))["test"]:
         raise CheckpointError(f"{folder.name} was not judged yet: run make evaluate, or notebook 06")
     template = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8"))
-    card = template.render(found, name=folder.name, info=info, interval=format_interval) + "\n"
+    card = f"{template.render(found, name=folder.name, info=info, interval=format_interval)}\n"
     write_text(folder / CARD, card)
     shutil.rmtree(folder / EARLIER, ignore_errors=True)  # the judgement that this one replaces
     return card
