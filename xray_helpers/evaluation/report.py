@@ -183,17 +183,15 @@ def read_predictions(folder: str | Path, split: str, data: PreparedData) -> pd.D
         answer (the likeliest class), patient (where they are not known, the path), and the manifest's columns.
     """
     table, classes = read_rows(Path(folder) / f"predictions-{split}.csv"), np.array(data.classes)
-    chances = table.filter(regex="^p_|^probability$").to_numpy()  # (N, 1) or (N, C)
-    chances = np.hstack([1 - chances, chances]) if chances.shape[1] == 1 else chances
-    numbers = table["truth"].to_numpy()
+    judged, numbers = table.filter(regex="^p_|^probability$").to_numpy(), table["truth"]  # (N, 1) or (N, C); (N,)
+    chances = np.hstack([1 - judged, judged]) if judged.shape[1] == 1 else judged  # (N, C)
     table = table.assign(p_true=chances[np.arange(len(table)), numbers], answer=classes[chances.argmax(axis=1)])
     if not patients_known(data.manifest):  # then each image counts by itself
         table["patient"] = table["path"]
     parts = []
-    for name in judged_classes(data.classes):
-        number = data.classes.index(name)
-        column = {"class": name, "truth": (numbers == number).astype(int), "probability": chances[:, number]}
-        parts.append(table.assign(**column, **{"log-odds": logit(chances[:, number].clip(1e-9, 1 - 1e-9))}))
+    for name, chance in zip(judged_classes(data.classes), judged.T, strict=True):
+        truth, odds = (numbers == data.classes.index(name)).astype(int), logit(chance.clip(1e-9, 1 - 1e-9))
+        parts.append(table.assign(**{"class": name, "truth": truth, "probability": chance, "log-odds": odds}))
     return pd.concat(parts, ignore_index=True).join(data.manifest.set_index("path"), on="path")
 
 

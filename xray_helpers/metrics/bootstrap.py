@@ -112,8 +112,7 @@ def format_table(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             return format_interval(cell, digits)
         return f"{cell:.{digits}f}" if isinstance(cell, float) else cell
 
-    words = {name: LABELS.get(name, str(name).replace("_", " ")) for name in table}
-    return table.map(as_text).rename(columns=words)
+    return table.map(as_text).rename(columns=lambda name: LABELS.get(name, str(name).replace("_", " ")))
 
 
 @np.errstate(invalid="ignore")
