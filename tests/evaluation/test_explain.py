@@ -12,6 +12,7 @@ from xray_helpers.evaluation.explain import (
     activation_maps,
     draw_lesions,
     enlarge,
+    log_odds,
     occlusion_check,
     occlusions,
     pointing_game,
@@ -116,6 +117,12 @@ def test_known_lesions_lie_in_the_lungs_and_a_seed_repeats_them():
     inside = (known.lesions & known.lungs).sum() / known.lesions.sum()
     assert inside > 0.9
     assert not torch.equal(known.images, draw_lesions(6, 64, seed=2).images)
+
+
+def test_log_odds_are_those_of_each_class_against_the_rest():
+    logits = torch.tensor([[0.2, 1.0, -1.0], [3.0, 0.0, 0.5]])
+    torch.testing.assert_close(log_odds(logits), logits.double().softmax(dim=1).logit())
+    assert log_odds(torch.tensor([[0.25], [-2.0]])).tolist() == [[0.25], [-2.0]]
 
 
 class TestOcclusion:

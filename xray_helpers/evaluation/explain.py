@@ -16,12 +16,11 @@ from xray_helpers.data.reader import to_square
 from xray_helpers.data.shortcuts import FRAME
 from xray_helpers.data.synthetic import draw
 from xray_helpers.data.transforms import GRAY, to_unit
-from xray_helpers.inference import judged_classes, probabilities, run_network
+from xray_helpers.inference import judged_classes, run_network
 from xray_helpers.metrics import auc_interval, share_interval
 
 BATCH = 32
 CORNER = 0.2  # of the side
-SMALLEST = 1e-15  # probability, and of the rest; keeps log-odds finite
 
 
 def activation_maps(model: ResNet, images: Tensor, target: ArrayLike = 0, block: str = "layer4") -> Tensor:
@@ -116,6 +115,14 @@ def occlusions(size: int) -> dict[str, Tensor]:
     return {"nothing erased": torch.zeros_like(frame)} | parts
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """Of the finding, float64 (N, 1), from logits (N, 1); of each class against the rest, (N, C), from (N, C)."""
+    values, own = logits.double(), torch.eye(logits.shape[1], dtype=torch.bool)
+    if logits.shape[1] == 1:
+        return values
+    return values - values.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(dim=2)
+
+
 def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: ArrayLike) -> pd.DataFrame:
     """What is left of a model's skill when a part of `occlusions` is hidden: corners, borders, all but the borders.
 
@@ -137,8 +144,7 @@ def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: A
     for part, hidden in occlusions(images.shape[-1]).items():
         # What is hidden gets the gray that the network takes for nothing.
         batches = ((torch.where(hidden, GRAY, to_unit(batch)), None) for batch in images.split(BATCH))
-        chances = probabilities(run_network(model, batches, model.info.preprocess).double())  # (N,) or (N, C)
-        odds = chances.logit(SMALLEST).reshape(len(images), -1).numpy()  # (N, 1) or (N, C)
+        odds = log_odds(run_network(model, batches, model.info.preprocess)).numpy()  # (N, 1) or (N, C)
         whole = whole if rows else odds
         for name, now, before in zip(judged_classes(classes), odds.T, whole.T, strict=True):
             auc = auc_interval(np.asarray(truth) == classes.index(name), now, patients)
