@@ -70,9 +70,8 @@ def hold_out_conflicting(data: PreparedData, share: float = SHARE) -> pd.DataFra
         A manifest for `make_loaders(data, manifest=…, test=True)`: `test` holds the conflicting images, `val` is that
         of `data`, and `train` what is left of its train part. What was `test` before is not in it.
     """
-    held_out = conflicting(data, share)["path"]
     rows = data.manifest[data.manifest["split"] != "test"].reset_index(drop=True)
-    chosen = rows["path"].isin(held_out)
+    chosen = rows["path"].isin(conflicting(data, share)["path"])
     groups = pd.Series(linked(rows, ["patient_fine", "patient_coarse", "pixel_hash", "near"]))
     kept = ~groups.isin(groups[chosen]) | (rows["split"] == "val")
     return rows.assign(split=rows["split"].mask(chosen, "test"))[kept | chosen].reset_index(drop=True)
