@@ -123,7 +123,7 @@ def main() -> None:
             )
             print(rows[-1], file=sys.stderr, flush=True)
     device = choose_device(settings.device).value
-    precision = choose_precision(settings.precision, device).value
+    precision = choose_precision(settings.precision, device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{loky.cpu_count()} CPU cores"
     counts = manifest["split"].value_counts()
     sizes = f"{counts['train']:,} images for training, {counts['val']:,} for validation"

@@ -30,7 +30,7 @@ def make_accelerator(device: str = "auto", precision: str = "auto") -> Accelerat
     device = choose_device(device).value
     # Accelerate keeps one state per Python process, and would refuse another precision in the same notebook.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(mixed_precision=PRECISIONS[choose_precision(precision, device).value], cpu=device == "cpu")
+    return Accelerator(mixed_precision=PRECISIONS[choose_precision(precision, device)], cpu=device == "cpu")
 
 
 def memory_layout(accelerator: Accelerator) -> torch.memory_format:
@@ -139,6 +139,5 @@ def prediction_table(dataset: Any, logits: Tensor, calibration: Mapping[str, flo
         calibration: as for `probability_table`.
     """
     table = pd.DataFrame({"path": dataset.paths, "truth": dataset.labels.numpy()})
-    answers = probability_table(logits, dataset.classes, calibration)
-    table = table.join(answers).assign(patient=dataset.patients)
+    table = table.join(probability_table(logits, dataset.classes, calibration)).assign(patient=dataset.patients)
     return table[sorted(table, key="finding".__eq__)]  # the new column after those that were there before

@@ -46,19 +46,13 @@ def find_images(*sources: Path) -> tuple[list[Source], int]:
     """
     found, hidden = list[Source](), 0
     for source in sources:
-        archive = next((path for path in (source, *source.parents) if path.suffix.lower() == ".zip"), source)
-        if archive.is_file() and archive.suffix.lower() == ".zip":
-            inside = source.relative_to(archive).as_posix()
-            files: list[tuple[str, Source]] = [
-                (member.at.removeprefix(f"{inside}/"), member)
-                for member in _members(archive)
-                if inside in (".", member.at) or member.at.startswith(f"{inside}/")
-            ]
-        elif source.is_dir():
-            files = [(path.relative_to(source).as_posix(), path) for path in list_files(source)]
+        zips = [path for path in (source, *source.parents) if path.suffix.lower() == ".zip" and path.is_file()]
+        if zips:
+            files: list[Source] = [file for file in _members(zips[0]) if Path(str(file)).is_relative_to(source)]
         else:
-            files = [(source.name.lstrip("."), source)] if source.is_file() else []
-        shown = [path for name, path in files if not is_hidden(name.replace("\\", "/"))]
+            files = [source] if source.is_file() else list(list_files(source))
+        inside = ["/".join(Path(str(file)).relative_to(source).parts) for file in files]  # "" for the source itself
+        shown = [file for file, name in zip(files, inside, strict=True) if not is_hidden(name.replace("\\", "/"))]
         if not shown:
             raise FileNotFoundError(f"{source} is neither an image nor a folder or zip with images")
         found, hidden = found + shown, hidden + len(files) - len(shown)
@@ -99,32 +93,31 @@ def predict_images(paths: Iterable[str | Source], model: Any, point: str = "0.5"
     if preprocess is None:
         raise ValueError(f"this {info.arch} was trained on inputs of the caller's own: how to read a file is not known")
 
-    def read(file: Source) -> tuple[Tensor | None, str]:
-        """The image and a note, or none and the reason."""
+    def read(file: Source) -> tuple[Tensor | None, str, str]:
+        """The image, or none; why it cannot be read; a note."""
         try:
             image, note = preprocess.read_noted(file)
-            return image, "; ".join(filter(None, [note, _unlike(image, info.gray)]))
+            return image, "", "; ".join(filter(None, [note, _unlike(image, info.gray)]))
         except UnreadableError as error:
-            return None, str(error)
+            return None, str(error), ""
 
-    found, logits = list[tuple[bool, str]](), torch.full((len(files), info.num_outputs), torch.nan)
+    facts, logits = list[tuple[str, str]](), torch.full((len(files), info.num_outputs), torch.nan)
     # A file that Pillow warns of as too large has an error.
     with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), ThreadPoolExecutor() as pool:
         for start in range(0, len(files), BATCH):
             batch = list(pool.map(read, files[start : start + BATCH]))
-            found += [(image is not None, text) for image, text in batch]
-            images = {start + row: image for row, (image, _) in enumerate(batch) if image is not None}
+            facts += [(error, note) for _, error, note in batch]
+            images = {start + row: image for row, (image, _, _) in enumerate(batch) if image is not None}
             if images:
                 logits[list(images)] = run_network(model, [(torch.stack(list(images.values())), None)], preprocess)
     table = probability_table(logits, info.classes, info.calibration)
     # Two classes: probability and calibrated; else a column per class.
     values = table.select_dtypes("number").to_numpy()
     number = values.argmax(axis=1) if info.num_outputs > 1 else values[:, 0] >= info.operating_points[point]
-    names = [info.classes[int(index)] if read else "" for index, (read, _) in zip(number, found, strict=True)]
+    names = ["" if error else info.classes[int(index)] for index, (error, _) in zip(number, facts, strict=True)]
     shown = [os.fsencode(str(file)).decode("utf-8", "backslashreplace") for file in files]
     rows = pd.DataFrame({"path": shown, "predicted": names}).join(table)
-    errors, notes = (["" if read == good else text for read, text in found] for good in (True, False))
-    return rows.assign(error=errors, note=notes)
+    return rows.join(pd.DataFrame(facts, columns=["error", "note"]))
 
 
 def _unlike(image: Tensor, usual: dict[str, list[float]] | None) -> str:
@@ -137,8 +130,7 @@ def _unlike(image: Tensor, usual: dict[str, list[float]] | None) -> str:
         low, high = usual[name]
         if not low - TOLERANCE <= value <= high + TOLERANCE:
             notes.append(f"{name} of its grays {value:.0f}, far from the training images' {low:.0f} to {high:.0f}")
-    pair = torch.stack([thumbnail, torch.tensor(usual["thumbnail"])])
-    if torch.corrcoef(pair)[0, 1] < INVERTED:
+    if torch.corrcoef(torch.stack([thumbnail, torch.tensor(usual["thumbnail"])]))[0, 1] < INVERTED:
         notes.append("its grays look inverted")
     return "; ".join(notes)
 
@@ -163,11 +155,8 @@ def main() -> None:
         good, broken = table[table["error"] == ""], table[table["error"] != ""]
         write_text(given.output, good.drop(columns="error").to_csv(index=False))
     counts = ", ".join(f"{name} {(good['predicted'] == name).sum():,}" for name in model.info.classes)
-    others = f"; {hidden:,} hidden or system files left out" if hidden else ""
-    print(
-        f"{given.output.name}: {len(good):,} images, predicted {counts}{others}; model {source.name}. "
-        "Not a medical device."
-    )
+    counts += f"; {hidden:,} hidden or system files left out" if hidden else ""
+    print(f"{given.output.name}: {len(good):,} images, predicted {counts}; model {source.name}. Not a medical device.")
     noted = good[good["note"] != ""]
     for row in noted.head(NOTES).itertuples():
         print(f"note: {row.path}: {row.note}", file=sys.stderr)

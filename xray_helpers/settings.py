@@ -159,11 +159,10 @@ class Settings:
         A run with more epochs stays in its folder.
         """
         device, file = choose_device(self.device).value, Path(self.weights_source())
-        result = self.without_paths() | {"device": device, "precision": choose_precision(self.precision, device).value}
+        result = self.without_paths() | {"device": device, "precision": choose_precision(self.precision, device)}
         del result["workers"], result["more_epochs"], result["recipe"]
         if self.weights not in ("imagenet", "none"):
-            content = file / "best.safetensors" if file.is_dir() else file
-            result["weights"] = file_digest(content)
+            result["weights"] = file_digest(file / "best.safetensors" if file.is_dir() else file)
         if self.patients_table:
             result["patients"] = file_digest(self.patients_table)
         result = {name: value for name, value in result.items() if value != ""}  # as before there was such a setting
@@ -229,7 +228,7 @@ def given_to_make() -> dict[str, str]:
     # NAME=value …, with spaces escaped and dollars doubled by make.
     words = shlex.shlex(os.environ.get("XRAY_MAKE", "").replace("$$", "$"), posix=True)
     words.whitespace_split, words.quotes, words.commenters = True, "", ""
-    pairs = [word.partition("=") for word in words]
+    pairs = (word.partition("=") for word in words)
     return {f"XRAY_{name}": text for name, _, text in pairs if name not in MAKE_OPTIONS}
 
 
@@ -294,8 +293,8 @@ def choose_device(device: str = "auto") -> Choice:
     return Choice(device, f"{device}: as asked for")
 
 
-def choose_precision(precision: str, device: str) -> Choice:
-    """The arithmetic for `device` (`cuda`, `mps` or `cpu`): bf16 where the hardware has it.
+def choose_precision(precision: str, device: str) -> str:
+    """The arithmetic for `device` (`cuda`, `mps` or `cpu`): bf16 where the hardware has it, else fp16 on CUDA.
 
     Raises:
         ValueError: fp16 was asked for away from CUDA, where its loss scaling is not supported.
@@ -305,18 +304,12 @@ def choose_precision(precision: str, device: str) -> Choice:
     if precision == "fp16" and device != "cuda":
         raise ValueError(f"precision='fp16' needs device='cuda'; on {device} use bf16 or float32.")
     if precision != "auto":
-        return Choice(precision, f"{precision}: as asked for")
+        return precision
     if device == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Choice("bf16", "bf16: this GPU computes in it") if bf16 else Choice("fp16", "fp16: this GPU has no bf16")
-    if device == "mps":
-        return Choice("float32", "float32: the safe choice on Apple GPUs")
-    # Early releases of torch that we support cannot tell; they get float32.
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    found = next((name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)), "")
-    if found:
-        return Choice("bf16", f"bf16: this CPU has {found}")
-    return Choice("float32", "float32: this CPU has no bf16 instructions that torch reports")
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    # Early releases of torch that we support cannot tell what a CPU has; there, and on Apple GPUs, float32 is safe.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "float32"
 
 
 def seed_everything(seed: int) -> None:

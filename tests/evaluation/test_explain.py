@@ -6,16 +6,15 @@ import torch
 from conftest import INFO
 from torch import nn
 
+from xray_helpers.data.transforms import GRAY
 from xray_helpers.evaluation.explain import (
-    GRAY,
-    PARTS,
     Lesions,
     activation_maps,
     draw_lesions,
     enlarge,
     log_odds,
-    occlude,
     occlusion_check,
+    occlusions,
     pointing_game,
 )
 from xray_helpers.inference import run_network
@@ -127,20 +126,35 @@ def test_log_odds_are_those_of_each_class_against_the_rest():
 
 
 class TestOcclusion:
-    def test_exactly_the_part_is_painted(self):
-        image = torch.full((1, 1, 20, 20), 255, dtype=torch.uint8)
-        counts = {part: int((occlude(image, part) == GRAY).sum()) for part in PARTS}
-        assert counts == {
+    def test_each_part_is_hidden_exactly(self):
+        hidden = occlusions(20)
+        assert {part: int(pixels.sum()) for part, pixels in hidden.items()} == {
             "nothing erased": 0,
             "corners erased": 4 * 4 * 4,
             "frame erased": 400 - 16 * 16,
             "all but the frame erased": 16 * 16,
         }
-        assert occlude(image, "frame erased")[0, 0, 10, 10] == 1.0
+        assert hidden["corners erased"][:4, -4:].all()
+        assert not hidden["frame erased"][2:-2, 2:-2].any()
 
-    def test_another_part_is_refused(self):
-        with pytest.raises(ValueError, match="expected one of nothing erased"):
-            occlude(torch.zeros(1, 1, 8, 8), "lungs")
+    def test_what_is_hidden_is_gray_and_the_rest_stays(self):
+        seen = []
+
+        class Watcher(nn.Module):
+            info = replace(INFO, preprocess=lambda images: images)
+
+            def __init__(self):
+                super().__init__()
+                self.scale = nn.Parameter(torch.tensor(1.0))
+
+            def forward(self, x):
+                seen.append(x)
+                return x[:, 0, :1, 0]
+
+        occlusion_check(Watcher(), torch.full((2, 1, 20, 20), 255, dtype=torch.uint8), [0, 1], list("ab"))
+        for images, hidden in zip(seen, occlusions(20).values(), strict=True):
+            assert (images[:, 0, hidden] == GRAY).all()
+            assert (images[:, 0, ~hidden] == 1).all()
 
     @pytest.mark.parametrize(("rows", "left"), [(slice(0, 4), (0.5, 0.5, 1.0)), (slice(28, 36), (1.0, 1.0, 0.5))])
     def test_a_model_is_caught_reading_a_corner_or_cleared_when_it_reads_the_middle(self, rows, left):
@@ -158,11 +172,34 @@ class TestOcclusion:
         images = torch.full((20, 1, 64, 64), 100, dtype=torch.uint8)
         images[truth == 1, :, rows, rows] = 200
         found = occlusion_check(Reader(), images, truth.numpy(), range(20))
-        assert found["part"].tolist() == list(PARTS)
+        assert found["part"].tolist() == list(occlusions(64))
         assert set(found["class"]) == {"PNEUMONIA"}
         assert found["auc"].tolist() == [1.0, *left]
         assert found["moved"][0] == found["turned"][0] == 0
         assert (found["moved"][1:] > 0).tolist() == [value == 0.5 for value in left]
+
+    @pytest.mark.parametrize(
+        ("classes", "weights"),
+        [(("NORMAL", "PNEUMONIA"), [5.0]), (("bacterial", "normal", "viral"), [8.0, -4.0, 2.0])],
+    )
+    def test_what_moves_is_the_log_odds_of_each_class_against_the_rest(self, classes, weights):
+        class Middle(nn.Module):
+            info = replace(INFO, classes=classes, preprocess=lambda images: images)
+
+            def __init__(self):
+                super().__init__()
+                self.weights = nn.Parameter(torch.tensor(weights))
+
+            def forward(self, x):
+                return x[:, 0, 10, 10, None] * self.weights
+
+        images = torch.full((6, 1, 20, 20), 204, dtype=torch.uint8)
+        found = occlusion_check(Middle(), images, np.arange(6) % len(classes), range(6)).set_index("part")["moved"]
+        logits = torch.tensor([[204 / 255], [GRAY]]).double() * torch.tensor(weights).double()
+        before, after = logits if len(weights) == 1 else logits.softmax(dim=1).logit()
+        moved = pytest.approx((after - before).abs().tolist(), rel=1e-5)
+        assert found.loc[["all but the frame erased"]].tolist() == moved
+        assert found.loc[["frame erased"]].tolist() == [0.0] * len(weights)
 
     def test_each_of_three_classes_is_judged_against_the_rest(self):
         class Levels(nn.Module):

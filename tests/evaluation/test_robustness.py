@@ -57,9 +57,9 @@ def as_input(images):
     return torch.tensor(images).unsqueeze(1).float() / 255 - 0.45
 
 
-def trained(images, rows):
+def trained(images, rows, seed):
     """A small convolutional network after 25 epochs."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     layers = []
     for before, after in ((1, 16), (16, 32), (32, 32)):
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
@@ -96,15 +96,16 @@ def test_a_network_that_learned_the_shortcut_fails_on_conflicting_images_and_one
     train, held_out, val = (rows_of(manifest, split) for split in ("train", "test", "val"))
     assert (~follows)[held_out].mean() > 3 * (~follows)[train].mean()  # what contradicts the style was found
 
-    found = {}
-    for name, images in (("with", planted), ("without", unplanted)):
-        network = trained(images, train)
-        for place, rows in (("conflicting", held_out), ("val", val)):
-            with torch.no_grad():
-                answers = network(as_input(planted[rows])).squeeze(1).sigmoid().numpy()
-            found[name, place] = bed(TRUTH[rows], answers, draws=20)["auc"]["value"]
+    rows = []  # of several networks each: a single one's skill depends on its draw, and the draw on the processor
+    for name, images, seeds in (("with", planted, range(4)), ("without", unplanted, range(2))):
+        for network in (trained(images, train, seed) for seed in seeds):
+            for place, judged in (("conflicting", held_out), ("val", val)):
+                with torch.no_grad():
+                    answers = network(as_input(planted[judged])).squeeze(1).sigmoid().numpy()
+                rows.append((name, place, bed(TRUTH[judged], answers, draws=20)["auc"]["value"]))
+    found = pd.DataFrame(rows, columns=["shortcut", "place", "auc"]).groupby(["shortcut", "place"])["auc"].mean()
     assert found["with", "val"] > 0.8  # ordinary validation does not tell
-    assert found["with", "conflicting"] < 0.6  # about chance, or worse
+    assert found["with", "conflicting"] < 0.5  # worse than chance
     assert found["without", "conflicting"] > found["with", "conflicting"] + 0.2
 
 

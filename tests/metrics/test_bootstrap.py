@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,23 @@ def test_intervals_over_images_would_be_too_narrow():
     )
     assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
     assert wide["value"] == narrow["value"] == pytest.approx(roc_auc_score(sick, score))
+
+
+def test_a_better_model_differs_although_single_intervals_overlap():
+    """The difference is drawn in pairs: the same patients for both models."""
+    rng, patients = np.random.default_rng(0), np.arange(400) // 2
+    truth = rng.random(400) < 0.5
+    first = rng.normal(0, 1, 400) + 1.5 * truth
+    models, bootstrap = {"first": first, "second": first + 0.3 * truth}, Bootstrap(patients)
+    alone = {name: bootstrap.interval(partial(weighted_auc, truth, score)) for name, score in models.items()}
+    assert alone["second"]["low"] < alone["first"]["high"]
+    difference = bootstrap.interval(
+        lambda weights: weighted_auc(truth, models["second"], weights) - weighted_auc(truth, first, weights)
+    )
+    assert difference["low"] > 0
+    assert difference["value"] == pytest.approx(alone["second"]["value"] - alone["first"]["value"])
+    same = bootstrap.interval(lambda weights: weighted_auc(truth, first, weights) - weighted_auc(truth, first, weights))
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_draws_pick_as_many_patients_as_there_are_with_all_their_images():

@@ -7,7 +7,6 @@ from xray_helpers.metrics import (
     Bootstrap,
     auc_interval,
     calibration,
-    compare,
     decisions,
     evaluate,
     scores,
@@ -281,47 +280,3 @@ def test_another_threshold_gives_other_decisions():
 def test_a_missing_probability_is_refused():
     with pytest.raises(ValueError, match="not a number between 0 and 1"):
         subgroups(TABLE.assign(probability=[0.1, np.nan, 0.9, 0.4, 0.8, 0.2]), {"all": [1] * 6}, draws=10)
-
-
-class TestCompare:
-    def runs(self, better):
-        rng = np.random.default_rng(0)
-        truth = rng.integers(0, 2, 400)
-        one = (rng.normal(0, 1, 400) + 1.5 * truth - 0.75) / 6 + 0.5
-        return truth, one.clip(0.01, 0.99), (one + better * (truth - 0.5)).clip(0.01, 0.99), np.arange(400) // 2
-
-    def test_a_run_equals_itself(self):
-        truth, one, _, patients = self.runs(0)
-        found = compare(truth, one, one, patients, draws=100)
-        assert (found[["difference", "low", "high"]] == 0).all(axis=None)
-
-    def test_a_better_run_differs_although_single_intervals_overlap(self):
-        truth, one, two, patients = self.runs(0.05)
-        found = compare(truth, one, two, patients).set_index("figure")
-        assert found.index.tolist() == ["auc", "accuracy", "brier"]
-        assert found.loc["auc", "low"] > 0
-        assert found.loc["brier", "high"] < 0
-        assert found.loc["auc", "difference"] == pytest.approx(found.loc["auc", "second"] - found.loc["auc", "first"])
-
-    def test_numbers_worked_out_by_hand(self):
-        found = compare([0, 0, 1, 1], [0.1, 0.8, 0.5, 0.9], [0.2, 0.4, 0.6, 0.7], list("abcd"), draws=50)
-        rows = found.set_index("figure")[["first", "second", "difference"]]
-        assert rows.loc["auc"].tolist() == pytest.approx([3 / 4, 1, 1 / 4])
-        assert rows.loc["accuracy"].tolist() == pytest.approx([3 / 4, 1, 1 / 4])
-        errors = [(0.01 + 0.64 + 0.25 + 0.01) / 4, (0.04 + 0.16 + 0.16 + 0.09) / 4]
-        assert rows.loc["brier"].tolist() == pytest.approx([*errors, errors[1] - errors[0]])
-
-    def test_the_difference_is_over_patients_with_the_given_draws(self):
-        truth, one, two, patients = self.runs(0.05)
-        errors = (two - truth) ** 2 - (one - truth) ** 2
-        for given, bootstrap in (
-            ({}, Bootstrap(patients, 2000, 0)),
-            ({"draws": 100, "seed": 7}, Bootstrap(patients, 100, 7)),
-        ):
-            found = compare(truth, one, two, patients, **given).set_index("figure").loc["brier"]
-            assert [found["low"], found["high"]] == pytest.approx(list(bootstrap.ratio(errors).values())[1:])
-
-    def test_other_images_are_refused(self):
-        truth, one, two, patients = self.runs(0)
-        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            compare(truth, one, two[:-1], patients)

@@ -21,7 +21,6 @@ from xray_helpers.metrics import auc_interval, share_interval
 
 BATCH = 32
 CORNER = 0.2  # of the side
-PARTS = ("nothing erased", "corners erased", "frame erased", "all but the frame erased")
 
 
 def activation_maps(model: ResNet, images: Tensor, target: ArrayLike = 0, block: str = "layer4") -> Tensor:
@@ -103,27 +102,17 @@ def pointing_game(maps: Tensor, known: Lesions, grown: float = 0.05) -> dict[str
     return {"n": len(maps), "accuracy": accuracy, "chance": float(chance), "hits": hits}
 
 
-def occlude(images: Tensor, part: str) -> Tensor:
-    """Paint a part of each image in the gray that the network takes for nothing.
+def occlusions(size: int) -> dict[str, Tensor]:
+    """Which pixels to hide, bool (S, S) each, by the name of the part; the first hides nothing.
 
     Args:
-        images: uint8 (N, 1, S, S).
-        part: one of `PARTS`.
-
-    Returns:
-        float32 (N, 1, S, S) of 0…1.
-
-    Raises:
-        ValueError: another part.
+        size: side of the images in pixels, S.
     """
-    if part not in PARTS:
-        raise ValueError(f"part={part!r}: expected one of {', '.join(PARTS)}")
-    place = (torch.arange(images.shape[-1]) + 0.5) / images.shape[-1]
+    place = (torch.arange(size) + 0.5) / size
     edge = torch.minimum(place, 1 - place)  # distance from the nearer edge, as part of the side
-    frame = torch.minimum(edge[:, None], edge) < FRAME  # (S, S)
-    corners = torch.maximum(edge[:, None], edge) < CORNER
-    hidden = dict(zip(PARTS, (torch.zeros_like(frame), corners, frame, ~frame), strict=True))[part]
-    return torch.where(hidden, GRAY, to_unit(images))
+    frame, corners = torch.minimum(edge[:, None], edge) < FRAME, torch.maximum(edge[:, None], edge) < CORNER
+    parts = {"corners erased": corners, "frame erased": frame, "all but the frame erased": ~frame}
+    return {"nothing erased": torch.zeros_like(frame)} | parts
 
 
 def log_odds(logits: Tensor) -> Tensor:
@@ -135,7 +124,7 @@ def log_odds(logits: Tensor) -> Tensor:
 
 
 def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: ArrayLike) -> pd.DataFrame:
-    """What is left of a model's skill when corners or borders are hidden, and when only they are left.
+    """What is left of a model's skill when a part of `occlusions` is hidden: corners, borders, all but the borders.
 
     Lungs lie inside the frame (the outer tenth of each side). A model that needs only lungs loses nothing without it,
     and is at chance when nothing else is left.
@@ -151,13 +140,14 @@ def occlusion_check(model: ResNet, images: Tensor, truth: ArrayLike, patients: A
         rest, 95% over patients), moved (mean change of the class's log-odds, whatever its sign), turned (share of
         decisions at 0.5 that turn).
     """
-    rows, whole, classes = [], np.zeros(0), model.info.classes
-    for part in PARTS:
-        batches = ((occlude(batch, part), None) for batch in images.split(BATCH))
+    rows, whole, classes = list[tuple[object, ...]](), np.zeros(0), model.info.classes
+    for part, hidden in occlusions(images.shape[-1]).items():
+        # What is hidden gets the gray that the network takes for nothing.
+        batches = ((torch.where(hidden, GRAY, to_unit(batch)), None) for batch in images.split(BATCH))
         odds = log_odds(run_network(model, batches, model.info.preprocess)).numpy()  # (N, 1) or (N, C)
-        whole = odds if part == PARTS[0] else whole
+        whole = whole if rows else odds
         for name, now, before in zip(judged_classes(classes), odds.T, whole.T, strict=True):
             auc = auc_interval(np.asarray(truth) == classes.index(name), now, patients)
             moved, turned = np.abs(now - before).mean(), ((now >= 0) != (before >= 0)).mean()
-            rows.append((part, name, auc["value"], auc["low"], auc["high"], float(moved), float(turned)))
+            rows.append((part, name, *auc.values(), float(moved), float(turned)))
     return pd.DataFrame(rows, columns=["part", "class", "auc", "low", "high", "moved", "turned"])

@@ -132,18 +132,15 @@ def evaluate_run(
         protocol += ", trained on batches of your own: which images it learned from is not known"
 
     # Predict in float32, and keep the predictions.
-    loaders = make_loaders(data, test=split == "test")
-    loader = loaders.test if split == "test" else loaders.val
-    dataset = loader.dataset
-    logits = run_network(network.eval(), loader, preprocess)
-    table = prediction_table(dataset, logits, info.calibration)
+    loader = getattr(make_loaders(data, test=split == "test"), split)
+    table = prediction_table(loader.dataset, run_network(network.eval(), loader, preprocess), info.calibration)
     write_text(folder / f"predictions-{split}.csv", table.to_csv(index=False))
 
     # Judge them, with intervals over patients where these are known, and else over images.
     patients = table["patient"] if patients_known(data.manifest) else None
     probability = table["probability"] if info.num_outputs == 1 else table.filter(like="p_")
-    judged = evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
-    found = {"protocol": protocol, **judged}
+    found: dict[str, Any] = {"protocol": protocol}
+    found |= evaluate(table["truth"], probability, patients, info.operating_points, info.classes)
     if info.num_outputs == 1:
         bootstrap = Bootstrap(range(len(table)) if patients is None else patients)
         found["calibrated"] = calibration(table["truth"], table["calibrated"], bootstrap)
@@ -163,7 +160,7 @@ def evaluate_run(
         "data_fingerprint": info.fingerprint,
         "weights": info.weights,
         "device": device,
-        "precision": choose_precision(saved["precision"], device).value,
+        "precision": choose_precision(saved["precision"], device),
         "versions": {name: version(name) for name in PACKAGES},
         "seconds": {"store": data.cache.seconds, "head": spent.get("head", 0.0), "fine_tune": spent["fine-tune"]},
         "more_epochs": int((history["stage"] == "more epochs").sum()),
@@ -186,17 +183,15 @@ def read_predictions(folder: str | Path, split: str, data: PreparedData) -> pd.D
         answer (the likeliest class), patient (where they are not known, the path), and the manifest's columns.
     """
     table, classes = read_rows(Path(folder) / f"predictions-{split}.csv"), np.array(data.classes)
-    chances = table.filter(regex="^p_|^probability$").to_numpy()  # (N, 1) or (N, C)
-    chances = np.hstack([1 - chances, chances]) if chances.shape[1] == 1 else chances
-    numbers = table["truth"].to_numpy()
+    judged, numbers = table.filter(regex="^p_|^probability$").to_numpy(), table["truth"]  # (N, 1) or (N, C); (N,)
+    chances = np.hstack([1 - judged, judged]) if judged.shape[1] == 1 else judged  # (N, C)
     table = table.assign(p_true=chances[np.arange(len(table)), numbers], answer=classes[chances.argmax(axis=1)])
     if not patients_known(data.manifest):  # then each image counts by itself
         table["patient"] = table["path"]
     parts = []
-    for name in judged_classes(data.classes):
-        number = data.classes.index(name)
-        column = {"class": name, "truth": (numbers == number).astype(int), "probability": chances[:, number]}
-        parts.append(table.assign(**column, **{"log-odds": logit(chances[:, number].clip(1e-9, 1 - 1e-9))}))
+    for name, chance in zip(judged_classes(data.classes), judged.T, strict=True):
+        truth, odds = (numbers == data.classes.index(name)).astype(int), logit(chance.clip(1e-9, 1 - 1e-9))
+        parts.append(table.assign(**{"class": name, "truth": truth, "probability": chance, "log-odds": odds}))
     return pd.concat(parts, ignore_index=True).join(data.manifest.set_index("path"), on="path")
 
 
@@ -248,9 +243,8 @@ def write_card(folder: str | Path, model: nn.Module | None = None) -> str:
     info, file = (model or load_model(folder)).info, folder / METRICS
     if not file.is_file() or not (found := json.loads(file.read_text(encoding="utf-8")))["test"]:
         raise CheckpointError(f"{folder.name} was not judged yet: run make evaluate, or notebook 06")
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent))  # noqa: S701 - it is no HTML
-    templates.filters["interval"] = format_interval
-    card = templates.get_template("model_card.md.j2").render(found, name=folder.name, info=info) + "\n"
+    template = jinja2.Template(Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8"))
+    card = f"{template.render(found, name=folder.name, info=info, interval=format_interval)}\n"
     write_text(folder / CARD, card)
     shutil.rmtree(folder / EARLIER, ignore_errors=True)  # the judgement that this one replaces
     return card

@@ -70,11 +70,9 @@ def hold_out_conflicting(data: PreparedData, share: float = SHARE) -> pd.DataFra
         A manifest for `make_loaders(data, manifest=…, test=True)`: `test` holds the conflicting images, `val` is that
         of `data`, and `train` what is left of its train part. What was `test` before is not in it.
     """
-    held_out = conflicting(data, share)["path"]
     rows = data.manifest[data.manifest["split"] != "test"].reset_index(drop=True)
-    chosen = rows["path"].isin(held_out)
-    near = ["near"] if "near" in rows else []
-    groups = pd.Series(linked(rows, ["patient_fine", "patient_coarse", "pixel_hash", *near]))
+    chosen = rows["path"].isin(conflicting(data, share)["path"])
+    groups = pd.Series(linked(rows, ["patient_fine", "patient_coarse", "pixel_hash", "near"]))
     kept = ~groups.isin(groups[chosen]) | (rows["split"] == "val")
     return rows.assign(split=rows["split"].mask(chosen, "test"))[kept | chosen].reset_index(drop=True)
 
@@ -104,11 +102,9 @@ def bed_table(beds: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     The worst is the lowest for shares and the AUC, the highest loss, and the intercept that is farthest from 0.
     """
     table = pd.DataFrame.from_dict(beds, orient="index")
-    badness: dict[str, Callable[[float], float]] = {"loss": float, "calibration_intercept": abs}
-    worst: dict[str, Any] = {"n": int(table["n"].min())}
-    for name in FIGURES:
-        known = [found for found in table[name] if found["value"] is not None]
-        worst[name] = max(known, key=lambda found: badness.get(name, lambda value: -value)(found["value"]))
+    quality = table[list(FIGURES)].map(lambda found: found["value"]).astype(float)  # the higher, the better
+    quality["loss"], quality["calibration_intercept"] = -quality["loss"], -quality["calibration_intercept"].abs()
+    worst = {"n": table["n"].min()} | {name: table.loc[quality[name].idxmin(), name] for name in FIGURES}
     return pd.concat([table, pd.DataFrame({"worst": worst}).T[table.columns]])
 
 
@@ -138,11 +134,9 @@ def bench(settings: Settings, start: str = "none", epochs: int = 2) -> pd.DataFr
     beds = {}
     for name, loader in (("validation", loaders.val), ("conflicting images", loaders.test)):
         truth, patients = loader.dataset.labels.numpy(), loader.dataset.patients
-        answers = probabilities(run_network(model, loader, loaders.preprocess)).numpy()
-        for judged in judged_classes(data.classes):
-            number = data.classes.index(judged)
-            chance = answers if answers.ndim == 1 else answers[:, number]
-            beds[f"{name}, {judged}"] = bed(truth == number, chance, patients)
+        chances = probabilities(run_network(model, loader, loaders.preprocess)).reshape(len(truth), -1).numpy()
+        for judged, chance in zip(judged_classes(data.classes), chances.T, strict=True):
+            beds[f"{name}, {judged}"] = bed(truth == data.classes.index(judged), chance, patients)
     return bed_table(beds)
 
 
@@ -170,8 +164,7 @@ def _noise(images: Tensor, deviation: float) -> Tensor:
 
 def _border(images: Tensor, width: float) -> Tensor:
     edge = round(width * images.shape[-1])
-    inside = functional.pad(torch.ones_like(images[..., edge:-edge, edge:-edge]), (edge,) * 4)
-    return torch.where(inside > 0, images, GRAY)
+    return functional.pad(images[..., edge:-edge, edge:-edge], (edge,) * 4, value=GRAY)
 
 
 # Each corruption: what its number means, and its strength at each of `LEVELS`.

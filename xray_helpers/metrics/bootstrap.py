@@ -41,6 +41,9 @@ class Bootstrap:
     def interval(self, statistic: Callable[[Array], Array], draws: int | None = None) -> Interval:
         """A statistic of the images with its 95% percentile interval; draws where it is undefined are left out.
 
+        The difference of two models on the same images is such a statistic, and draws the patients of both alike:
+        `lambda weights: weighted_auc(positive, second, weights) - weighted_auc(positive, first, weights)`.
+
         Args:
             statistic: function from weights of the images (d, N), which say how often each image occurs in each draw,
                 to the statistic of each draw, (d,), with NaN where it is undefined.
@@ -109,8 +112,7 @@ def format_table(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             return format_interval(cell, digits)
         return f"{cell:.{digits}f}" if isinstance(cell, float) else cell
 
-    words = {name: LABELS.get(name, str(name).replace("_", " ")) for name in table}
-    return table.map(as_text).rename(columns=words)
+    return table.map(as_text).rename(columns=lambda name: LABELS.get(name, str(name).replace("_", " ")))
 
 
 @np.errstate(invalid="ignore")

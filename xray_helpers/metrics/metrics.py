@@ -1,4 +1,4 @@
-"""Figures that judge a model, for all images, for groups of them, and for two runs on the same images."""
+"""Figures that judge a model, for all images and for groups of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -185,38 +185,6 @@ def subgroups(
             answers = decisions(positive, chance >= threshold, bootstrap)
             rows.append({"by": by, "group": name, **counts, "auc": auc, **answers})
     return pd.DataFrame(rows).drop(columns=["ppv", "npv", "f1", "confusion"], errors="ignore")
-
-
-def compare(
-    truth: ArrayLike, first: ArrayLike, second: ArrayLike, patients: ArrayLike, draws: int = DRAWS, seed: int = 0
-) -> pd.DataFrame:
-    """Two runs on the same images: how much better the second is, by paired bootstrap over patients.
-
-    Args:
-        truth: 0 or 1, (N,).
-        first: probabilities from one run, (N,).
-        second: probabilities from the other run, for the same images in the same order.
-        patients: patient of each image, (N,).
-        draws: number of bootstrap draws.
-        seed: seed of the draws.
-
-    Returns:
-        One row per figure (auc, accuracy at 0.5, brier): figure, first, second, difference, low and high (of the
-        difference). The runs differ where the interval does not contain 0.
-
-    Raises:
-        ValueError: as `evaluate`.
-    """
-    labels, one = check_scores(truth, first, patients)
-    two = check_scores(truth, second, patients)[1]
-    area, bootstrap = partial(weighted_auc, labels == 1), Bootstrap(patients, draws, seed)
-    areas = bootstrap.interval(lambda weights: area(two, weights) - area(one, weights))
-    rows = [("auc", *(scores(labels, chance)["auc"] for chance in (one, two)), *areas.values())]
-    right = [1.0 * ((chance >= 0.5) == labels) for chance in (one, two)]
-    errors = [(chance - labels) ** 2 for chance in (one, two)]
-    for figure, (before, after) in (("accuracy", right), ("brier", errors)):
-        rows.append((figure, before.mean(), after.mean(), *bootstrap.ratio(after - before).values()))
-    return pd.DataFrame(rows, columns=["figure", "first", "second", "difference", "low", "high"])
 
 
 def _columns(labels: Array, table: Array) -> Columns:
