@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as Linux can test: an old console, the system's own encoding, no links, strict file names."""
+"""Windows and macOS, as far as Linux can test: an old console, text in UTF-8, no links, strict file names."""
 
 import os
 import re

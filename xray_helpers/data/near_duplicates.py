@@ -58,7 +58,7 @@ def near_duplicates(images: NDArray[np.uint8]) -> NDArray[np.int_]:
     """
     exact, pairs, blocks = _gradients(images, 0), [], range(0, len(images), BLOCK)
     # Where the processor computes in bf16, its rounding (below 0.01) chooses the pairs that are then compared exactly.
-    dtype = torch.bfloat16 if choose_precision("auto", "cpu").value == "bf16" else torch.float32
+    dtype = torch.bfloat16 if choose_precision("auto", "cpu") == "bf16" else torch.float32
     rough = [part.to(dtype) for part in exact]
     for turn in TURNS:
         turned = _gradients(images, turn)

@@ -355,6 +355,7 @@ def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
     path = manifest_path(settings, catalog)
     if not (saved := path.is_file()):
         made = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
+        check_manifest(made, KEY[settings.split])
         for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
             print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
         write_text(path, made.to_csv(index=False))
