@@ -22,7 +22,7 @@ from xray_helpers.training import engine
 from xray_helpers.training import model as model_module
 from xray_helpers.training.checkpoint import BEST, LAST, fresh_folder, load_model, resume
 from xray_helpers.training.model import GROUPS, build_model
-from xray_helpers.training.train import calibrate, initial_model, train
+from xray_helpers.training.train import calibrate, expected_minutes, initial_model, train
 
 FILES = {"settings.json", "history.csv", LAST, BEST, "predictions-val.csv", "trained-on.csv"}
 
@@ -116,6 +116,23 @@ def test_frozen_layers_keep_their_weights(settings, pretrained, frozen, learn):
     assert moved == groups[len(groups) - learn + 1 :]
     again = train(replace(settings, frozen=frozen, epochs=1, image_size=48, small_size=32))
     pd.testing.assert_frame_equal(again.history, run.history)
+
+
+def test_a_long_training_in_float32_says_how_long_before_it_begins(settings, data, monkeypatch, capsys):
+    monkeypatch.setattr(train_module.os, "cpu_count", lambda: 2)
+    large = replace(settings, image_size=224)
+    assert expected_minutes(large, 3663) == pytest.approx(0.06 / 2 * 1.814 * 3663 * 3 / 60, rel=0.01)
+    assert expected_minutes(replace(large, arch="resnet50", epochs=6), 3663) > 4 * expected_minutes(large, 3663)
+
+    def stop(*_, **__):
+        raise InterruptedError("here training would begin")
+
+    monkeypatch.setattr(train_module, "fit", stop)
+    monkeypatch.setattr(train_module, "FLOAT32_SECONDS", 600.0)
+    for precision, said in (("float32", True), ("bf16", False)):
+        with pytest.raises(InterruptedError):
+            train(replace(settings, precision=precision), data)
+        assert ("in float32 on 2 cores, training may take" in capsys.readouterr().out) == said
 
 
 def test_random_weights_are_not_frozen(settings):

@@ -1,12 +1,13 @@
 """A whole run from `Settings`: prepare, fit, and calibrate on validation; what `make train` and notebook 05 do."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.models import ResNet
+from torchvision.models import ResNet, get_model_weights
 
 from xray_helpers.data.dataset import Loaders, PreparedData, XrayDataset, make_loaders, prepare_data
 from xray_helpers.data.transforms import Augmentation, gray_statistics
@@ -18,6 +19,9 @@ from xray_helpers.training import checkpoint
 from xray_helpers.training.checkpoint import load_model
 from xray_helpers.training.engine import Run, fit
 from xray_helpers.training.model import build_model, freeze, outputs_for, prior_logits, set_prior
+
+# Of one core, per training image and billion operations of the network's forward pass (docs/benchmarks.md).
+FLOAT32_SECONDS = 0.06
 
 
 def train(
@@ -57,12 +61,16 @@ def train(
         freeze(model, settings.frozen)
     small = settings.small_size if settings.small_size < settings.image_size else 0
     folder, augment = settings.run_folder, Augmentation(settings.augment, settings.image_size)
-    if not begun:
+    accelerator = make_accelerator(settings.device, settings.precision)
+    if not begun and accelerator.is_main_process:
         for other in same_but_for_epochs(settings):
             print(
                 f"note: models/{other} holds a run that differs only in EPOCHS; MORE_EPOCHS goes on with a finished one"
             )
-    accelerator = make_accelerator(settings.device, settings.precision)
+        minutes = expected_minutes(settings, len(loaders.train.dataset))
+        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and minutes >= 1:
+            advice = "RECIPE=fast needs about half of it, and a run that is stopped can go on"
+            print(f"note: in float32 on {os.cpu_count()} cores, training may take {minutes:.0f} minutes; {advice}")
     with checkpoint.lock_run_folder(folder, accelerator), checkpoint.made_aside(folder, fresh, accelerator) as work:
         run = fit(
             model, loaders, work, settings.epochs, settings.learning_rate, augment=augment, name=settings.run_name,
@@ -80,6 +88,18 @@ def train(
         write_text(folder.parent / "latest.txt", folder.name + "\n")
     accelerator.wait_for_everyone()
     return replace(run, folder=folder, model=load_model(folder))
+
+
+def expected_minutes(settings: Settings, images: int) -> float:
+    """About how long all epochs take in float32 on this machine's cores, from what they took on two others.
+
+    Args:
+        settings: of the run; the cost grows with the network's operations and the area of the images.
+        images: of the train split.
+    """
+    operations = get_model_weights(settings.arch).DEFAULT.meta["_ops"] * (settings.image_size / 224) ** 2  # billions
+    epochs = settings.epochs + settings.more_epochs
+    return float(FLOAT32_SECONDS * operations * images * epochs / (os.cpu_count() or 1) / 60)
 
 
 def same_but_for_epochs(settings: Settings) -> list[str]:
