@@ -29,15 +29,14 @@ def find_near_duplicates(root: Path, catalog: pd.DataFrame) -> pd.Series:
             Unreadable images and those with a side below 32 pixels are not compared.
     """
     rows = catalog[(catalog["error"] == "") & (catalog[["width", "height"]].min(axis=1) >= SIZE // 2)]
-    near, whites = pd.Series("", catalog.index), find_whites(catalog)
-    distinct = rows.drop_duplicates("pixel_hash")  # of many copies of one image every pair would be found
-    if len(rows):
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(lambda path: read_image(root / path, SIZE, whites=whites), distinct["path"]))
-        first = distinct["pixel_hash"].groupby(near_duplicates(np.stack(images))).transform("first")
-        shared = rows["pixel_hash"].map(dict(zip(distinct["pixel_hash"], first, strict=True)))
-        near.update(shared[shared.groupby(shared).transform("size") > 1])
-    return near
+    if rows.empty:
+        return pd.Series("", catalog.index)
+    whites, distinct = find_whites(catalog), rows.drop_duplicates("pixel_hash")  # of copies, every pair would be found
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(lambda path: read_image(root / path, SIZE, whites=whites), distinct["path"]))
+    first = distinct["pixel_hash"].groupby(near_duplicates(np.stack(images))).transform("first")
+    shared = rows["pixel_hash"].map(first.set_axis(distinct["pixel_hash"]))
+    return shared[shared.duplicated(keep=False)].reindex(catalog.index, fill_value="")
 
 
 def near_duplicates(images: NDArray[np.uint8]) -> NDArray[np.int_]:
