@@ -90,12 +90,12 @@ class Film:
 
     def notes(self, whites: Whites = UNKNOWN) -> str:
         """What reading had to do, and what is unusual about the gray range; `""` for nothing."""
-        notes, white = [self.note] if self.note else [], self.white(whites)
+        notes, white = [self.note], self.white(whites)
         if white_level(self.mode, whites) is None:
             notes.append(f"level {white:g} taken for white, from this file alone")
         if self.high - self.low < SLIVER * white:
             notes.append(f"uses only levels {self.low:g} to {self.high:g} of 0 to {white:g}")
-        return "; ".join(notes)
+        return "; ".join(filter(None, notes))
 
 
 def white_level(mode: str, whites: Whites) -> float | None:
