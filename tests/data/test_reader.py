@@ -60,7 +60,7 @@ def test_what_a_header_says_of_orientation_is_applied(tmp_path, orientation, suf
     stored.save(tmp_path / f"film.{suffix}", exif=exif)
     assert_same_film(tmp_path / f"film.{suffix}", 3)
     film = read_film(tmp_path / f"film.{suffix}")
-    assert film.pixels.size == (120, 90)
+    assert film.levels.shape == (90, 120)
     assert film.note == ("" if orientation == 1 else "turned as its header says")
 
 

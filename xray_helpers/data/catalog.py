@@ -4,9 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
-from typing import cast
 from warnings import catch_warnings
 
 import pandas as pd
@@ -19,18 +17,16 @@ from xray_helpers.data.reader import SLIVER, UnreadableError, find_whites, has_p
 from xray_helpers.files import FOLDERS, list_files, write_text
 from xray_helpers.settings import Settings
 
-BLOCK = 32  # images that a thread reads in one go
 VERSION = 3  # raised when the same files give a different catalog, so that an older cached one is not used
 # The columns that come from the file itself, and their values as long as it has not been read.
 UNREAD: dict[str, object] = {
     "width": 0, "height": 0, "mode": "", "bytes": 0, "pixel_hash": "", "error": "", "quantisation": 0.0,
     "low": 0.0, "high": 0.0, "note": "", "near": "",
 }  # fmt: skip
-COLUMNS = ("path", "label", "cause", "folder", "patient_fine", "patient_coarse", *UNREAD)
-TEXT = (
-    "path", "label", "cause", "folder", "patient_fine", "patient_coarse", "mode", "pixel_hash", "error", "note", "near",
-    "split", "patient", "finding",
-)  # fmt: skip
+NAMED = ("path", "label", "cause", "folder", "patient_fine", "patient_coarse")  # the columns that its name gives
+COLUMNS = (*NAMED, *UNREAD)
+# The columns of text, also of a manifest and of predictions.
+TEXT = (*NAMED, *(name for name, value in UNREAD.items() if value == ""), "split", "patient", "finding")
 KAGGLE_COUNTS = {"train": 5216, "val": 16, "test": 624}  # images per folder in Kaggle's archive
 
 # The dataset numbers its patients with four independent counters, each of which stands for one cause.
@@ -99,10 +95,8 @@ def build_catalog(root: Path, cache: Path | None = None, settings: Settings | No
     # Pillow decodes without holding Python's lock, so threads read on all cores.
     # A file that Pillow warns of as too large becomes a row with an error.
     with catch_warnings(action="ignore", category=Image.DecompressionBombWarning), ThreadPoolExecutor() as pool:
-        blocks = [paths[first : first + BLOCK] for first in range(0, len(paths), BLOCK)]
-        rows = pool.map(lambda block: [_describe(root, path) for path in block], blocks)
-        read = chain.from_iterable(tqdm(rows, "reading", len(blocks), leave=False, unit="block"))
-        catalog = pd.DataFrame(read, columns=list(COLUMNS))
+        rows = pool.map(lambda path: _describe(root, path), paths)
+        catalog = pd.DataFrame(tqdm(rows, "reading", len(paths), leave=False, unit="image"), columns=list(COLUMNS))
     catalog["near"] = find_near_duplicates(root, catalog)
     if cached:
         write_text(cached, catalog.to_csv(index=False))
@@ -123,27 +117,21 @@ def digest(lines: Sequence[str]) -> str:
 
 
 def _describe(root: Path, path: str) -> dict[str, object]:
-    """One row of the catalog."""
+    """One row of the catalog, with the error that the decoder meets in place of what the file's content gives."""
     folder, label, *_, name = path.split("/")
     counter, number = parse_name(name.rpartition(".")[0]) or ("", 0)
     cause = CAUSE_OF.get(counter, "normal" if label == "NORMAL" else "unknown")
     fine, coarse = (f"{counter}-{number}", f"{label}-{number}") if counter else (f"file-{path}", f"file-{path}")
-    keys = {"label": label, "cause": cause, "folder": folder, "patient_fine": fine, "patient_coarse": coarse}
-    return {"path": path, **keys, **UNREAD, "bytes": (root / path).stat().st_size, **_decode(root / path)}
-
-
-def _decode(path: Path) -> dict[str, object]:
-    """The catalog's columns that need the file's content, or the error that its decoder meets."""
+    named = dict(zip(NAMED, (path, label, cause, folder, fine, coarse), strict=True))
+    row = named | UNREAD | {"bytes": (root / path).stat().st_size}
     try:
-        film = read_film(path)
+        film = read_film(root / path)
     except UnreadableError as error:
-        return {**error.known, "error": str(error)}
-    pixels, (low, high) = film.pixels, cast(tuple[float, float], film.pixels.getextrema())
-    content = hashlib.sha256(f"{pixels.size}{' inverted' if film.inverted else ''}".encode() + pixels.tobytes())
-    found = {"width": pixels.width, "height": pixels.height, "mode": film.mode}
-    found |= {"low": float(low), "high": float(high)}
-    facts = {"pixel_hash": content.hexdigest()[:24], "quantisation": film.quantisation, "note": film.note}
-    return {**found, **facts}
+        return row | (error.known or {}) | {"error": str(error)}
+    height, width = film.levels.shape
+    content = f"{(width, height)}{' inverted' if film.inverted else ''}".encode() + film.levels.tobytes()
+    row |= {name: getattr(film, name) for name in ("mode", "quantisation", "low", "high", "note")}
+    return row | {"width": width, "height": height, "pixel_hash": hashlib.sha256(content).hexdigest()[:24]}
 
 
 def fingerprint(catalog: pd.DataFrame) -> str:
@@ -209,21 +197,20 @@ def audit(
         *_gray_rows(readable),
     ]
     for reason, part in () if left_out is None else left_out.groupby("reason"):
-        classes = ", ".join(
-            f"{name or 'no known class'} {n:,}" for name, n in zip(part["class"], part["files"], strict=True)
-        )
-        rows.append((f"files left out: {reason}", int(part["files"].sum()), "", classes))
+        counts = part.set_index("class")["files"]
+        classes = ", ".join(f"{name or 'no known class'} {n:,}" for name, n in counts.items())
+        rows.append((f"files left out: {reason}", int(counts.sum()), "", classes))
     return pd.DataFrame(rows, columns=["check", "found", "expected", "note"])
 
 
 def _gray_rows(readable: pd.DataFrame) -> Iterator[tuple[str, object, object, str]]:
     """The audit's rows on gray levels, and one for each note on what reading had to do."""
-    whites, low, high = find_whites(readable), readable["low"], readable["high"]
+    whites = find_whites(readable)
     white = readable["mode"].map(lambda mode: white_level(mode, whites)).astype(float)
     for level, part in readable.groupby(white):
         levels = f"levels {part['low'].min():g} to {part['high'].max():g}"
         yield f"images whose white is level {level:g}", len(part), "", levels
-    sliver = readable[high - low < SLIVER * white]
+    sliver = readable[readable["high"] - readable["low"] < SLIVER * white]
     yield "images that use under 1/8 of their gray range", len(sliver), "", "; ".join(sliver["path"].head(5))
     for note, part in readable[readable["note"] != ""].groupby("note"):
         yield f"images read with a note: {note}", len(part), "", "; ".join(part["path"].head(5))

@@ -10,11 +10,11 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import pandas as pd
 from filelock import FileLock
@@ -31,7 +31,6 @@ KAGGLE_DATASET = "paultimothymooney/chest-xray-pneumonia"
 # Where a notebook on Kaggle finds the dataset, once it was added as an input.
 KAGGLE_INPUTS = (Path("/kaggle/input/chest-xray-pneumonia"), Path("/kaggle/input/datasets") / KAGGLE_DATASET)
 SAMPLE_STRENGTH = 0.5  # of the lesions: a network trained on the sample makes some mistakes, as on real images
-RETRY_WAITS = (1.0, 4.0)  # seconds before the second and third attempt to reach Kaggle
 DOWNLOAD_TIMEOUT = 60  # seconds to wait for Kaggle's server
 MAX_FILES, MAX_BYTES, MAX_RATIO = 200_000, 50_000_000_000, 200  # Kaggle's archive: 11,712 files, 2.5 GB, about 1
 LEFT_OUT = "left-out.csv"  # beside the images: reason, class and number of the files that are not among them
@@ -61,13 +60,13 @@ def fetch(settings: Settings) -> Path:
         origin = kept.get("origin", "") if gone else _origin(settings)
         # Version 0.1 left out more, and did not count it; what Kaggle sends was all used then, too.
         counted = gone or settings.data == "kaggle" or (target / LEFT_OUT).is_file()
-        if counted and kept == {"origin": origin, "files": len(_list_files(images))}:
+        if counted and kept == {"origin": origin, "files": len(list(files.list_files(images)))}:
             remark = " (their source is gone)" if gone else ""
             files.print_once(f"{name}: complete, {kept['files']:,} images{remark}")
             return images
         if gone:
-            problem = f"{name} is not complete, and its source {source.name} is not there"
-            raise DownloadError(f"{problem}: give its path as DATA.")
+            what = f"{name} is not complete, and its source {source.name} is not there"
+            raise DownloadError(f"{what}: give its path as DATA.")
         if target.exists() and not kept:
             raise DownloadError(f"{name} exists, but was not made here. Move it away, and give its path as the data.")
         if kept and kept["origin"] != origin and settings.data != "sample":
@@ -75,7 +74,13 @@ def fetch(settings: Settings) -> Path:
             raise DownloadError(f"{name} was made from other files or labels than {source.name} now has. {advice}")
         if kept:
             print(f"{name}: made by another version, or files are missing; making it again")
-        _build(settings, target, origin)
+        try:
+            _build(settings, target, origin)
+        except CorruptArchiveError as error:
+            if settings.data != "kaggle":
+                raise
+            print(f"{error} Downloading it again.")
+            _build(settings, target, origin)
     return images
 
 
@@ -86,8 +91,9 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
     try:
         left_out = _fill(settings, staging)
         left_out.to_csv(staging / LEFT_OUT, index=False)
-        names = list(_list_files(staging / "chest_xray"))
-        marker = json.dumps({"origin": origin, "files": len(names)}) + "\n"
+        found = {part: len(list(files.list_files(staging / "chest_xray" / part))) for part in FOLDERS}
+        total = sum(found.values())
+        marker = json.dumps({"origin": origin, "files": total}) + "\n"
         (staging / "complete.json").write_text(marker, encoding="utf-8")
         if hasattr(os, "sync"):
             os.sync()  # one sync for thousands of files, before the rename that makes them count
@@ -100,8 +106,8 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
         files.settle(target)
         shutil.rmtree(staging, ignore_errors=True)
     spent = time.perf_counter() - start
-    parts = ", ".join(f"{part} {n:,}" for part in FOLDERS if (n := sum(name.startswith(part) for name in names)))
-    said = f"{len(names):,} images ({parts}) in {spent:.0f} s; {left_out['files'].sum():,} other files left out"
+    parts = ", ".join(f"{part} {number:,}" for part, number in found.items() if number)
+    said = f"{total:,} images ({parts}) in {spent:.0f} s; {left_out['files'].sum():,} other files left out"
     counts = left_out.groupby("reason")["files"].sum().sort_values(ascending=False, kind="stable")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.head(6).items())
     more = f" and others (data/raw/{target.name}/{LEFT_OUT})" if len(counts) > 6 else ""
@@ -110,24 +116,18 @@ def _build(settings: Settings, target: Path, origin: str) -> None:
 
 def _fill(settings: Settings, staging: Path) -> pd.DataFrame:
     """Bring the images to `staging/chest_xray`; returns what `extract` does."""
-    images, source, kaggle = staging / "chest_xray", settings.source(), settings.data == "kaggle"
-    temporary = staging.with_name(".kaggle-download") if kaggle else staging / "source"
-    mounted = next((folder for folder in KAGGLE_INPUTS if kaggle and folder.is_dir()), None)
-    if mounted:
-        source, kaggle = mounted, False
+    images, source, temporary = staging / "chest_xray", settings.source(), staging / "source"
     if settings.data == "sample":
         synthetic.write_dataset(staging, strength=SAMPLE_STRENGTH)
         source = images.rename(temporary)
-    for retry in (kaggle, False):  # Kaggle's archive is downloaded once more if it turns out to be damaged
-        try:
-            left_out = extract(_download(temporary) if kaggle else source, images, _labels(settings))
-            break
-        except CorruptArchiveError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(images, ignore_errors=True)
-            if not retry:
-                raise
-            print(f"{error} Downloading it again.")
+    elif settings.data == "kaggle":
+        temporary = staging.with_name(".kaggle-download")  # outside of `staging`: what has arrived is kept
+        source = next(filter(Path.is_dir, KAGGLE_INPUTS), None) or _download(temporary)
+    try:
+        left_out = extract(source, images, _own_table(settings))
+    except CorruptArchiveError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(temporary, ignore_errors=True)
     return left_out
 
@@ -136,45 +136,43 @@ def _download(folder: Path) -> Path:
     """Download Kaggle's archive into `folder` through its client, which resumes an interrupted download."""
     import requests  # only those who download pay for this import, and for the client's
 
-    given = _check_credentials()
-    for wait in (0, *RETRY_WAITS):
+    _check_credentials()
+    client = _kaggle_client()
+    for wait in (0, 1, 4):  # seconds before each attempt to reach Kaggle
         time.sleep(wait)
-        client = _kaggle_client()
         try:
             with redirect_stdout(io.StringIO()):  # the client prints absolute paths; its progress bar is on stderr
                 client.dataset_download_files(KAGGLE_DATASET, path=str(folder), quiet=False)
             return folder / (KAGGLE_DATASET.split("/")[1] + ".zip")
         except (requests.RequestException, ValueError) as error:  # ValueError: another size than was announced
-            status = getattr(getattr(error, "response", None), "status_code", 0)
-            problem = _explain(error, status, client.signed_in or given)
+            response = getattr(error, "response", None)
+            status, problem = getattr(response, "status_code", 0), _explain(error, response)
             # Once the download has begun, the client has done its own retries.
             if client.begun if status == 0 else status < 500 and status != 429:
                 break
     raise DownloadError(problem)
 
 
-def _check_credentials() -> bool:
-    """Whether there are credentials for Kaggle, in a file or a variable.
+def _check_credentials() -> None:
+    """Read the files with credentials for Kaggle, if there are any, before its client does.
 
     Raises:
         DownloadError: such a file cannot be read as Kaggle's client reads it, which would go on without it.
     """
-    home, token = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")
-    folders = {Path(os.environ.get("KAGGLE_CONFIG_DIR") or home), home, Path.home() / ".config" / "kaggle"}
-    names = ("kaggle.json", "access_token", "access_token.txt")
-    given = [path for path in (Path(token), *(folder / name for folder in folders for name in names)) if path.is_file()]
-    for path in given:
+    home = Path.home() / ".kaggle"
+    folders = {home, home.with_name(".config") / "kaggle", Path(os.environ.get("KAGGLE_CONFIG_DIR") or home)}
+    paths = [folder / name for folder in folders for name in ("kaggle.json", "access_token", "access_token.txt")]
+    for path in filter(Path.is_file, [*paths, Path(os.environ.get("KAGGLE_API_TOKEN", ""))]):
         try:
-            text = path.read_text(encoding="utf-8")
-            good = text[:1] != "\ufeff" and "\0" not in text
-            good = good and (path.suffix != ".json" or {"username", "key"} <= set(json.loads(text)))
+            text = path.read_text(encoding="utf-8").strip()
+            # JSON begins with no byte order mark; in a token, that and what is left of UTF-16 cannot be printed.
+            good = {"username", "key"} <= set(json.loads(text)) if path.suffix == ".json" else text.isprintable()
         except (ValueError, TypeError):  # other bytes, or no JSON
             good = False
         if not good:
             what = f"{path.parent.name}/{path.name} does not hold what Kaggle gives, as plain text in UTF-8"
             advice = "Download it again, or open it in an editor and save it as UTF-8 without a byte order mark"
             raise DownloadError(f"{what}. {advice} (PowerShell's > saves UTF-16).")
-    return bool(given or token or os.environ.get("KAGGLE_KEY"))
 
 
 def _kaggle_client() -> Any:
@@ -185,7 +183,7 @@ def _kaggle_client() -> Any:
         class Client(KaggleApi):  # type: ignore[misc]
             """Checks that the archive fits on the disk before its first byte is written."""
 
-            signed_in = begun = False
+            begun = False
 
             def download_file(self, response: Any, outfile: str, *args: Any, **options: Any) -> None:
                 size, path = int(response.headers.get("Content-Length") or 0), Path(outfile)
@@ -198,23 +196,24 @@ def _kaggle_client() -> Any:
         # NameError: its exit() does not exist in a Jupyter kernel. OSError: no network; the download will say so.
         with suppress(SystemExit, NameError, OSError):
             client.authenticate()
-            client.signed_in = True
     return client
 
 
-def _explain(error: Exception, status: int, signed_in: bool) -> str:
-    """What an HTTP status of Kaggle's, or 0 for no answer, means; without its text, which may hold a signed address."""
+def _explain(error: Exception, response: Any) -> str:
+    """What an answer of Kaggle's means, or none; without the error's text, which may hold a signed address."""
+    if response is None:
+        advice = "What has arrived is kept: run this again to continue from there. With no network, use data='sample'."
+        return f"Kaggle could not be reached, or the connection was cut ({type(error).__name__}). {advice}"
+    status = response.status_code
     if status in (401, 403):
-        problem = "refused your credentials" if signed_in else "asks for credentials"
-        advice = "Renew them, or remove them: this dataset can be downloaded without any. " if signed_in else ""
+        given = any("Authorization" in answer.request.headers for answer in (*response.history, response))
+        problem = "refused your credentials" if given else "asks for credentials"
+        advice = "Renew them, or remove them: this dataset can be downloaded without any. " if given else ""
         steps = "Create a token on kaggle.com (your picture > Settings > API), and put it into ~/.kaggle/access_token"
         return f"Kaggle {problem} (HTTP {status}). {advice}{steps} or the variable KAGGLE_API_TOKEN."
     if status == 404:
         return f"Kaggle has no dataset {KAGGLE_DATASET} (HTTP 404). It may have moved; give a zip or folder instead."
-    if status:
-        return f"Kaggle answered HTTP {status}. Try again later; what has arrived is kept."
-    advice = "What has arrived is kept: run this again to continue from there. With no network, use data='sample'."
-    return f"Kaggle could not be reached, or the connection was cut ({type(error).__name__}). {advice}"
+    return f"Kaggle answered HTTP {status}. Try again later; what has arrived is kept."
 
 
 def _origin(settings: Settings) -> str:
@@ -223,16 +222,15 @@ def _origin(settings: Settings) -> str:
         return f"phantoms version {synthetic.VERSION}" if settings.data == "sample" else f"kaggle {KAGGLE_DATASET}"
     with _open_source(settings.source()) as (members, _):
         text = "\n".join(" ".join(map(str, (name, *facts))) for name, facts in members.items())
-    if (table := _labels(settings)) is not None:
+    if (table := _own_table(settings)) is not None and "label" in table:
         text += table.to_csv()
     return f"{settings.source().name} {hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
-def _labels(settings: Settings) -> pd.DataFrame | None:
-    """The table of patients where it gives labels, too; built-in data has them from its folders."""
+def _own_table(settings: Settings) -> pd.DataFrame | None:
+    """The table of patients, which may give labels, too; built-in data has them from its folders."""
     file = None if settings.data in SOURCES else settings.patients_table
-    table = read_table(file) if file else None
-    return table if table is not None and "label" in table else None
+    return read_table(file) if file else None
 
 
 def extract(source: Path, images: Path, table: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -259,34 +257,26 @@ def extract(source: Path, images: Path, table: pd.DataFrame | None = None) -> pd
             with read(name) as original, open(images / place, "xb") as copy:
                 shutil.copyfileobj(original, copy)  # reading a zip's member to its end also checks its CRC
     reasons = [*left_out.values(), *(("broken link or no regular file", "") for facts in members.values() if not facts)]
-    counts = pd.DataFrame(reasons, columns=["reason", "class"]).value_counts(sort=False)
-    return counts.reset_index(name="files")
-
-
-def _list_files(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every file below a folder, by its path relative to the folder, with its size in bytes; `()` without content."""
-    sizes = ((path, (path.stat().st_size,) if path.is_file() else ()) for path in files.list_files(folder))
-    return {path.relative_to(folder).as_posix(): size for path, size in sizes}
+    return pd.DataFrame(reasons, columns=["reason", "class"]).value_counts(sort=False).reset_index(name="files")
 
 
 @contextmanager
-def _open_source(source: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], IO[bytes]]]]:
-    """Open a folder or zip: its members' names with their size (and CRC in a zip), and a function that opens one.
+def _open_source(source: Path) -> Iterator[tuple[Mapping[str, tuple[int, ...]], Callable[[str], IO[bytes]]]]:
+    """Open a folder or zip: its files' names with their size (and CRC in a zip), and a function that opens one.
 
-    Names have `/`, also where a zip was made with backslashes. Whatever Python raises when a zip is damaged becomes a
+    A name without a size is no regular file. Whatever Python raises when a zip is damaged becomes a
     CorruptArchiveError.
     """
     if source.is_dir():
-        yield _list_files(source), lambda name: (source / name).open("rb")
+        paths = {path.relative_to(source).as_posix(): path for path in files.list_files(source)}
+        facts = {name: (path.stat().st_size,) if path.is_file() else () for name, path in paths.items()}
+        yield facts, lambda name: paths[name].open("rb")
         return
     try:
         with ZipFile(source) as archive:
-            check_archive(archive, source.name)
-            members = {_with_slashes(info.filename): info for info in archive.infolist()}
-            yield (
-                {name: (info.file_size, info.CRC) for name, info in members.items()},
-                lambda name: archive.open(members[name]),
-            )
+            members = check_archive(archive, source.name)
+            sizes = {name: (info.file_size, info.CRC) for name, info in members.items()}
+            yield sizes, lambda name: archive.open(members[name])
     except NotImplementedError as error:  # Deflate64, as Windows packs large folders, and other rare ones
         advice = "Unpack it with the program that made it, or 7-Zip, and give the folder; or pack it as ordinary zip"
         raise DownloadError(f"{source.name} is packed in a way that is not supported ({error}). {advice}.") from None
@@ -296,34 +286,35 @@ def _open_source(source: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Cal
         raise CorruptArchiveError(f"{source.name} is not a zip archive, or it is damaged ({error}).") from None
 
 
-def _with_slashes(name: str) -> str:
-    return name.replace("\\", "/")
-
-
-def check_archive(archive: ZipFile, name: str) -> None:
+def check_archive(archive: ZipFile, name: str) -> dict[str, ZipInfo]:
     """Refuse an archive that could write outside its folder or fill the disk, before anything is extracted.
 
     Args:
         archive: the open zip.
         name: what to call it in a message.
 
+    Returns:
+        Its members by name, with `/` also where it was made with backslashes.
+
     Raises:
         DownloadError: an absolute name or one with `..`, a link, encryption, two members of the same name, too many
             files, too many bytes, or a compression ratio that no set of images has.
     """
-    members = archive.infolist()
-    for info in members:
-        first, *rest = _with_slashes(info.filename).split("/")
+    infos = archive.infolist()
+    members = {info.filename.replace("\\", "/"): info for info in infos}
+    if len(members) < len(infos):
+        raise DownloadError(f"{name} contains the same name twice; extract it yourself and give the folder instead.")
+    for member, info in members.items():
+        first, *rest = member.split("/")
         if ".." in (first, *rest) or not first or ":" in first or stat.S_ISLNK(info.external_attr >> 16):
             raise DownloadError(f"{name} contains the unsafe name {info.filename!r}; nothing was extracted.")
         if info.flag_bits & 1:
             raise DownloadError(f"{name} is encrypted; extract it yourself and give the folder instead.")
-    total, packed = sum(info.file_size for info in members), sum(info.compress_size for info in members)
+    total, packed = sum(info.file_size for info in infos), sum(info.compress_size for info in infos)
     if len(members) > MAX_FILES or total > MAX_BYTES or total > MAX_RATIO * max(packed, 1):
         problem = f"would unpack to {len(members):,} files of {total / 1e9:.1f} GB from {packed / 1e9:.3f} GB"
         raise DownloadError(f"{name} {problem}: more than any set of radiographs needs. Nothing was extracted.")
-    if len({_with_slashes(info.filename) for info in members}) < len(members):
-        raise DownloadError(f"{name} contains the same name twice; extract it yourself and give the folder instead.")
+    return members
 
 
 def main() -> None:

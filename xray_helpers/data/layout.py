@@ -62,17 +62,16 @@ def choose_images(
         label = place.split("/")[1] if place in chosen or (place and above == top) else ""
         if chosen.get(place) != name:
             left_out[name] = unusable.get(name, reason), _shown(label)
-    _check_classes(sorted({place.split("/")[1] for place in chosen}), source, with_labels, left_out)
+    reasons = [reason for reason, _ in left_out.values()]
+    _check_classes(sorted({place.split("/")[1] for place in chosen}), source, with_labels, reasons)
     return {name: place for place, name in chosen.items()}, left_out
 
 
-def _check_classes(
-    classes: Sequence[str], source: str, with_labels: bool, left_out: Mapping[str, tuple[str, str]]
-) -> None:
+def _check_classes(classes: Sequence[str], source: str, with_labels: bool, reasons: Iterable[str]) -> None:
     """Refuse what cannot be the classes of a dataset."""
     problem = ""
     if not classes:
-        found = ", ".join(sorted({reason for reason, _ in left_out.values()})[:5]) or "nothing"
+        found = ", ".join(sorted(set(reasons))[:5]) or "nothing"
         shapes = "<split>/<class>/<image> or <class>/<image>, with images as " + ", ".join(IMAGE_SUFFIXES)
         problem = f"no images in folders such as train/NORMAL. Expected: {shapes}. Found: files {found}"
     elif len(classes) == 1:

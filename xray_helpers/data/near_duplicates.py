@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import fft, sparse
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, normalize
+from torch.nn.functional import normalize
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, rotate
 
 from xray_helpers.data.reader import find_whites, read_image
 from xray_helpers.settings import choose_precision
@@ -32,15 +34,14 @@ def find_near_duplicates(root: Path, catalog: pd.DataFrame) -> pd.Series:
             Unreadable images and those with a side below 32 pixels are not compared.
     """
     rows = catalog[(catalog["error"] == "") & (catalog[["width", "height"]].min(axis=1) >= SIZE // 2)]
-    near, whites = pd.Series("", catalog.index), find_whites(catalog)
-    distinct = rows.drop_duplicates("pixel_hash")  # of many copies of one image every pair would be found
-    if len(rows):
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(lambda path: read_image(root / path, SIZE, whites=whites), distinct["path"]))
-        first = distinct["pixel_hash"].groupby(near_duplicates(np.stack(images))).transform("first")
-        shared = rows["pixel_hash"].map(dict(zip(distinct["pixel_hash"], first, strict=True)))
-        near.update(shared[shared.groupby(shared).transform("size") > 1])
-    return near
+    if rows.empty:
+        return pd.Series("", catalog.index)
+    whites, distinct = find_whites(catalog), rows.drop_duplicates("pixel_hash")  # of copies, every pair would be found
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(lambda path: read_image(root / path, SIZE, whites=whites), distinct["path"]))
+    first = distinct["pixel_hash"].groupby(near_duplicates(np.stack(images))).transform("first")
+    shared = rows["pixel_hash"].map(first.set_axis(distinct["pixel_hash"]))
+    return shared[shared.duplicated(keep=False)].reindex(catalog.index, fill_value="")
 
 
 def near_duplicates(images: NDArray[np.uint8]) -> NDArray[np.int_]:
@@ -78,13 +79,10 @@ def near_duplicates(images: NDArray[np.uint8]) -> NDArray[np.int_]:
 
 def _gradients(images: NDArray[np.uint8], degrees: float) -> tuple[Tensor, Tensor]:
     """The frequencies of the gradients of turned images, at even and at odd columns, (N, 288) each; of length 1."""
-    cosine, sine = (float(part(np.deg2rad(degrees))) * MIDDLE / SIZE for part in (np.cos, np.sin))
-    turn = torch.tensor([[[cosine, -sine, 0.0], [sine, cosine, 0.0]]])
-    grid = affine_grid(turn, [1, 1, MIDDLE, MIDDLE], align_corners=False)
     row = torch.arange(FREQUENCIES, dtype=torch.float32)
     found = []
-    for part in torch.from_numpy(images).split(1000):  # as the channels of one image: one grid for all
-        middle = grid_sample(part.float()[None], grid, align_corners=False)[0]
+    for part in torch.from_numpy(images).split(1000):  # as the channels of one image
+        middle = center_crop(rotate(part.float(), degrees, InterpolationMode.BILINEAR), [MIDDLE, MIDDLE])
         frequencies = torch.from_numpy(fft.dctn(middle.numpy(), axes=(1, 2), norm="ortho"))
         low = frequencies[:, :FREQUENCIES, :FREQUENCIES] * torch.hypot(row[:, None], row)  # a gradient grows with them
         found.append(normalize(low.flatten(1)).view_as(low))

@@ -1,6 +1,5 @@
 """Whose image is whose: patients from Kaggle's file names, from a pattern, or from a table; and what that proves."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,10 +29,9 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path.name} is not a text file in UTF-8: save it as 'CSV UTF-8'") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path.name} is no table of values separated by commas: {error}") from None
+    except ValueError as error:  # of another encoding, or of pandas' parser
+        problem = "is no table of values separated by commas, or not a text file in UTF-8: save it as 'CSV UTF-8'"
+        raise ValueError(f"{path.name} {problem} ({error})") from None
     table = table.set_axis(table.columns.str.strip().str.lower(), axis=1).apply(lambda column: column.str.strip())
     if missing := [name for name in ("path", "patient") if name not in table]:
         found = f"{path.name} has no column {missing[0]}, its columns are {', '.join(table.columns)}"
@@ -90,17 +88,18 @@ def assign_patients(catalog: pd.DataFrame, settings: Settings | None = None) -> 
         return catalog if kaggle else catalog.assign(patient_fine=own, patient_coarse=own)
     if settings.patients_table:
         table = read_table(settings.patients_table)
-        found = np.append(table["patient"], "")[match_rows(catalog["path"], table)].tolist()  # row -1 is the last
+        patients = np.append(table["patient"], "")[match_rows(catalog["path"], table)]  # row -1 is the last
+        given = pd.Series(patients, catalog.index, dtype=str)
     else:
-        matches = [re.search(settings.patients, path.rpartition("/")[2]) for path in catalog["path"]]
-        found = [match[1] or "" if match else "" for match in matches]
-    if not any(found):
+        names = catalog["path"].str.rpartition("/")[2]
+        given = names.str.extract(settings.patients, expand=False).fillna("")
+    known = given != ""
+    if not known.any():
         example = catalog["path"].iloc[0]
         raise ValueError(f"patients={settings.patients!r} gives no image a patient, such as {example}: mend it")
-    if unknown := found.count(""):
-        print_once(f"note: patients={settings.patients!r} gives {unknown:,} of {len(found):,} images no patient")
-    given = pd.Series(found, catalog.index, dtype=str)
-    keys = ("patient-" + given).where(given != "", own)
+    if unknown := int((~known).sum()):
+        print_once(f"note: patients={settings.patients!r} gives {unknown:,} of {len(known):,} images no patient")
+    keys = ("patient-" + given).where(known, own)
     return catalog.assign(patient_fine=keys, patient_coarse=keys)
 
 

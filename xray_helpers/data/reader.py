@@ -6,7 +6,6 @@ What it cannot honour it refuses, with the reason; what a user may want to know 
 import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -47,56 +46,56 @@ class UnreadableError(OSError):
     `known` holds the width, height and mode of an image that is refused.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.known: dict[str, Any] = {}
+    known: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Film:
     """The pixels of one file, upright, with the gray levels that it stores.
 
     Attributes:
-        pixels: Pillow's mode `L` for 8 bits and fewer, `F` with the levels as they are for more.
+        levels: uint8 (H, W) for 8 bits and fewer, float32 with the levels as they are for more.
         mode: Pillow's mode of the file, or DICOM's photometric interpretation; where the file declares the depth of its
             levels, with "of 12 bits" behind it.
-        inverted: level 0 is white, and `pixels` are not inverted yet.
+        inverted: level 0 is white, and `levels` are not inverted yet.
         quantisation: mean step of a JPEG's luminance table, 0 for other formats.
         note: what reading had to do, `""` for nothing.
+        low: the lowest level, and `high`, the highest.
+
+    Raises:
+        UnreadableError: the levels cannot be those of a gray image.
     """
 
-    pixels: Image.Image
+    levels: NDArray[Any]
     mode: str
     inverted: bool
     quantisation: float
     note: str
 
-    @cached_property
-    def levels(self) -> NDArray[Any]:
-        """The pixels as an array, uint8 or float32 (H, W)."""
-        return np.asarray(self.pixels)
+    def __post_init__(self) -> None:
+        self.low, self.high = float(self.levels.min()), float(self.levels.max())
+        if not 0 <= self.low <= self.high <= WHITES[-1]:  # false also where one is not a number
+            raise UnreadableError(f"gray levels from {self.low:g} to {self.high:g}, and not within 0 to {WHITES[-1]}")
 
     def white(self, whites: Whites) -> float:
         """The level that counts as white; where nothing says so, the file's own highest level decides."""
-        return white_level(self.mode, whites) or find_white(float(self.levels.max()), self.mode)
+        return white_level(self.mode, whites) or find_white(self.high, self.mode)
 
     def gray(self, whites: Whites = UNKNOWN) -> Image.Image:
         """As an image of mode `L`, with white as 255."""
-        gray = self.pixels
-        if gray.mode == "F":
-            scaled = np.rint(self.levels * (255 / self.white(whites)))
-            gray = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
-        return ImageOps.invert(gray) if self.inverted else gray
+        levels = self.levels
+        if levels.dtype != np.uint8:
+            levels = np.rint(levels * (255 / self.white(whites))).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(255 - levels if self.inverted else levels)
 
     def notes(self, whites: Whites = UNKNOWN) -> str:
         """What reading had to do, and what is unusual about the gray range; `""` for nothing."""
-        low, high, white = self.levels.min(), self.levels.max(), self.white(whites)
-        notes = [self.note] if self.note else []
+        notes, white = [self.note], self.white(whites)
         if white_level(self.mode, whites) is None:
             notes.append(f"level {white:g} taken for white, from this file alone")
-        if high - low < SLIVER * white:
-            notes.append(f"uses only levels {low:g} to {high:g} of 0 to {white:g}")
-        return "; ".join(notes)
+        if self.high - self.low < SLIVER * white:
+            notes.append(f"uses only levels {self.low:g} to {self.high:g} of 0 to {white:g}")
+        return "; ".join(filter(None, notes))
 
 
 def white_level(mode: str, whites: Whites) -> float | None:
@@ -121,9 +120,9 @@ def find_whites(catalog: pd.DataFrame) -> Whites:
         The smallest of 255, 1023, 4095, 16383 and 65535 (for floats also 1) that is not below the highest level of
         these images; None where there are none. Files that declare their depth are left aside: they have their own.
     """
-    own_depth = catalog["mode"].str.contains(" of ", regex=False)
-    rows = [catalog[catalog["mode"].str.startswith(kind) & catalog["error"].eq("") & ~own_depth] for kind in "IF"]
-    deep, floats = (find_white(part["high"].max(), part["mode"].iloc[0]) if len(part) else None for part in rows)
+    rows = catalog[catalog["error"].eq("") & ~catalog["mode"].str.contains(" of ", regex=False)]
+    highest = rows.groupby(rows["mode"].str[:1])["high"].max()
+    deep, floats = (find_white(highest[kind], kind) if kind in highest else None for kind in "IF")
     return deep, floats
 
 
@@ -222,14 +221,12 @@ def _check_size(width: int, height: int) -> None:
 def _read_picture(image: Any, size: int | None) -> Film:
     """The film in an image that Pillow has opened."""
     _check_size(*image.size)
-    mode, notes, tags = image.mode, [], getattr(image, "tag_v2", {})
-    deep, table = mode[0] in "IF", getattr(image, "quantization", {}).get(0, [0])
-    if image.format != "JPEG" and (reason := _misread(image, tags)):
+    mode, deep, tags = image.mode, image.mode[0] in "IF", getattr(image, "tag_v2", {})
+    table = getattr(image, "quantization", {}).get(0, [0])
+    if reason := _misread(image, tags):
         raise UnreadableError(f"{reason}: save it as gray PNG")
-    if (pages := getattr(image, "n_frames", 1)) > 1:
-        notes.append(f"the first of {pages} pages")
-    if tags.get(262) == 0:  # the photometric interpretation, 0 for WhiteIsZero
-        notes.append("inverted as its header says")
+    negative = tags.get(262) == 0  # the photometric interpretation, 0 for WhiteIsZero
+    notes = _header_notes(getattr(image, "n_frames", 1), negative)
     if size:
         image.draft("L", (size, size))
     turned = tags.get(ORIENTATION) in TURNED
@@ -246,9 +243,15 @@ def _read_picture(image: Any, size: int | None) -> Film:
         if not deep:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     # Where R = G = B, conversion gives exactly that gray, so an RGB copy of a gray image has the same pixels.
-    pixels = _checked(np.asarray(image, dtype=np.float32)) if deep else image.convert("L")
+    levels = np.asarray(image, dtype=np.float32) if deep else np.asarray(image.convert("L"))
     mode = f"{mode} of 12 bits" if tags.get(258) == (12,) else mode
-    return Film(pixels, mode, deep and tags.get(262) == 0, round(sum(table) / len(table), 3), "; ".join(notes))
+    return Film(levels, mode, deep and negative, round(sum(table) / len(table), 3), "; ".join(notes))
+
+
+def _header_notes(pages: int, inverted: bool) -> list[str]:
+    """What a header says that reading has followed."""
+    notes = [f"the first of {pages} pages"] if pages > 1 else []
+    return [*notes, "inverted as its header says"] if inverted else notes
 
 
 def _misread(image: Any, tags: Mapping[int, Any]) -> str:
@@ -262,14 +265,6 @@ def _misread(image: Any, tags: Mapping[int, Any]) -> str:
         "a bare JPEG 2000 stream, which does not name its channels": getattr(image, "codec", "") == "j2k" and bands > 1,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
-
-
-def _checked(levels: NDArray[np.float32]) -> Image.Image:
-    """Levels (H, W) as an image of mode `F`; refused where they cannot be gray levels."""
-    low, high = float(levels.min()), float(levels.max())
-    if not 0 <= low <= high <= WHITES[-1]:  # false also where one is not a number
-        raise UnreadableError(f"gray levels from {low:g} to {high:g}, and not within 0 to {WHITES[-1]}")
-    return Image.fromarray(levels)
 
 
 def has_pydicom() -> bool:
@@ -289,11 +284,10 @@ def _read_dicom(file: IO[bytes], known: dict[str, Any]) -> Film:
     kind, bits = str(header.PhotometricInterpretation), int(header.BitsStored)
     known |= {"width": int(header.Columns), "height": int(header.Rows), "mode": f"{kind} of {bits} bits"}
     _check_size(known["width"], known["height"])
-    pages = int(header.get("NumberOfFrames") or 1)
-    notes = [f"the first of {pages} pages"] if pages > 1 else []
+    note = "; ".join(_header_notes(int(header.get("NumberOfFrames") or 1), kind == "MONOCHROME1"))
     stored = pixel_array(header, index=0)
     if header.SamplesPerPixel == 3 and bits == 8:
-        return Film(Image.fromarray(stored).convert("L"), known["mode"], False, 0.0, "; ".join(notes))
+        return Film(np.asarray(Image.fromarray(stored).convert("L")), known["mode"], False, 0.0, note)
     if not kind.startswith("MONOCHROME"):
         raise UnreadableError(f"DICOM pixels of the kind {known['mode']}, which are not read here: save it as PNG")
     lowest = -(2 ** (bits - 1)) if header.PixelRepresentation else 0
@@ -305,6 +299,4 @@ def _read_dicom(file: IO[bytes], known: dict[str, Any]) -> Film:
             black, white = 0, 2 ** table[0].LUTDescriptor[2] - 1
     levels = apply_voi_lut(apply_modality_lut(stored, header), header)
     levels = ((levels.astype(np.float64) - black) * ((2**bits - 1) / (white - black))).round(3)
-    if kind == "MONOCHROME1":
-        notes.append("inverted as its header says")
-    return Film(_checked(levels.astype(np.float32)), known["mode"], kind == "MONOCHROME1", 0.0, "; ".join(notes))
+    return Film(levels.astype(np.float32), known["mode"], kind == "MONOCHROME1", 0.0, note)
