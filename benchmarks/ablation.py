@@ -585,7 +585,7 @@ def main() -> None:  # noqa: PLR0915 - a queue of runs, in the order in time
             table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
             table[COLUMNS].round(4).to_csv(given.table, index=False)
     means = table[table["size"] == given.size].groupby(["bed", "recipe"])[["auc", "specificity", "sensitivity"]]
-    print(means.agg(["mean", "std"]).join(means.size().rename("runs")).round(3).to_string())
+    print(means.agg(["mean", "std"]).assign(runs=means.size()).round(3).to_string())
     print(f"{time.perf_counter() - start:.0f} s")
 
 
