@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 Array = NDArray[Any]
 Interval = dict[str, Any]  # value, low, high; None where there is no finite number
 DRAWS = 2000
-BATCH = 200  # draws held in memory at once
+BATCH, WEIGHTS = 200, 300_000  # the most draws, and weights of images, that are computed at once: they fit the cache
 LABELS = {"auc": "AUC", "brier": "Brier score", "ece": "ECE", "ppv": "PPV", "npv": "NPV", "f1": "F1"}
 
 
@@ -53,7 +53,8 @@ class Bootstrap:
             value, low, high; None for what is undefined or infinite.
         """
         counts = self.counts[:draws]
-        batches = np.split(counts, range(BATCH, len(counts), BATCH))
+        size = max(1, min(BATCH, WEIGHTS // len(self.patient_index)))
+        batches = np.split(counts, range(size, len(counts), size))
         drawn = np.concatenate([statistic(np.take(batch, self.patient_index, axis=1)) for batch in batches])
         value = statistic(np.ones((1, len(self.patient_index))))[0]
         # With a single patient all draws are the same, and the interval would have no width.
