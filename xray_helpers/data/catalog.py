@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from warnings import catch_warnings
@@ -194,23 +194,19 @@ def audit(
         ("file names of an unknown pattern", unknown, "", "each counts as a patient of its own"),
         ("smallest image", smallest, "", "by area; width × height in pixels"),
         ("largest image", largest, "", "by area; width × height in pixels"),
-        *_gray_rows(readable),
     ]
+    # The gray levels that count as white, and what reading had to do.
+    whites = find_whites(readable)
+    white = readable["mode"].map(lambda mode: white_level(mode, whites)).astype(float)
+    for level, part in readable.groupby(white):
+        levels = f"levels {part['low'].min():g} to {part['high'].max():g}"
+        rows.append((f"images whose white is level {level:g}", len(part), "", levels))
+    sliver = readable.loc[readable["high"] - readable["low"] < SLIVER * white, "path"]
+    rows.append(("images that use under 1/8 of their gray range", len(sliver), "", "; ".join(sliver.head(5))))
+    for note, part in readable[readable["note"] != ""].groupby("note"):
+        rows.append((f"images read with a note: {note}", len(part), "", "; ".join(part["path"].head(5))))
     for reason, part in () if left_out is None else left_out.groupby("reason"):
         counts = part.set_index("class")["files"]
         classes = ", ".join(f"{name or 'no known class'} {n:,}" for name, n in counts.items())
         rows.append((f"files left out: {reason}", int(counts.sum()), "", classes))
     return pd.DataFrame(rows, columns=["check", "found", "expected", "note"])
-
-
-def _gray_rows(readable: pd.DataFrame) -> Iterator[tuple[str, object, object, str]]:
-    """The audit's rows on gray levels, and one for each note on what reading had to do."""
-    whites = find_whites(readable)
-    white = readable["mode"].map(lambda mode: white_level(mode, whites)).astype(float)
-    for level, part in readable.groupby(white):
-        levels = f"levels {part['low'].min():g} to {part['high'].max():g}"
-        yield f"images whose white is level {level:g}", len(part), "", levels
-    sliver = readable[readable["high"] - readable["low"] < SLIVER * white]
-    yield "images that use under 1/8 of their gray range", len(sliver), "", "; ".join(sliver["path"].head(5))
-    for note, part in readable[readable["note"] != ""].groupby("note"):
-        yield f"images read with a note: {note}", len(part), "", "; ".join(part["path"].head(5))
