@@ -63,9 +63,10 @@ def tidy(notebook: Any) -> None:
                 for output in cell.outputs
                 if not (output.output_type == "stream" and output.name == "stderr" and not output.text.strip())
             ]
-            for output in cell.outputs:  # pandas names a styled table at random
-                if html := output.get("data", {}).get("text/html"):
+            for output in cell.outputs:
+                if html := output.get("data", {}).get("text/html"):  # pandas names a styled table at random
                     output.data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}", f"T_{number:05}", html)
+                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", output.data.get("text/plain", ""))
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

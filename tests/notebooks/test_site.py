@@ -259,9 +259,10 @@ def test_three_classes_and_a_missing_judgement_leave_the_index_whole(root, home,
 
 def test_what_differs_between_runs_without_meaning_is_tidied_away():
     styled = '<style>#T_895f6_row0 {}</style><table id="T_895f6"></table>'
-    output = nbformat.v4.new_output("display_data", data={"text/html": styled})
+    output = nbformat.v4.new_output("display_data", data={"text/html": styled, "text/plain": "<Styler at 0x7f7>"})
     bar = nbformat.v4.new_output("stream", name="stderr", text="  \r")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output, bar])])
     run_notebooks.tidy(notebook)
     (left,) = notebook.cells[0].outputs
+    assert left.data["text/plain"] == "<Styler>"
     assert left.data["text/html"] == '<style>#T_00000_row0 {}</style><table id="T_00000"></table>'
