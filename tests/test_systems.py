@@ -1,13 +1,16 @@
-"""Windows and macOS, as far as Linux can test: an old console, text in UTF-8, no links, strict file names."""
+"""Windows and macOS, as far as Linux can test: an old console, text in UTF-8, no links, strict file names; conda."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import PureWindowsPath
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from xray_helpers.files import project_root
@@ -89,3 +92,16 @@ def test_every_name_that_a_run_writes_can_be_written_anywhere(films, home, monke
     written = [path.relative_to(home).as_posix() for path in home.rglob("*")]
     assert any("best.safetensors" in name for name in written)
     assert {name: reason for name in written if (reason := windows_refuses(name))} == {}
+
+
+def test_conda_and_the_dev_container_install_this_package_on_a_python_that_it_supports():
+    root = project_root()
+    conda = yaml.safe_load((root / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    container = json.loads((root / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert {"pip": ["-e ."]} in conda
+    wanted = container["postCreateCommand"].split()
+    assert wanted[0] == "make"
+    subprocess.run([*wanted, "--dry-run"], cwd=root, check=True, capture_output=True)
+    classifiers = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    versions = [container["image"].rpartition(":")[2], *(part.partition("=")[2] for part in conda if "python=" in part)]
+    assert all(f"Programming Language :: Python :: {version}" in classifiers for version in versions)
