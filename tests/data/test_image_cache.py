@@ -25,7 +25,7 @@ from pathlib import Path
 from xray_helpers.data.catalog import build_catalog
 from xray_helpers.data.image_cache import build_cache
 root, folder, size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-cache = build_cache(root, build_catalog(root), folder, size)
+cache = build_cache(root, build_catalog(root, folder), folder, size)
 print(cache.checksum)
 """
 
@@ -283,7 +283,9 @@ def test_memory_does_not_grow_with_the_number_of_images(many, tmp_path):
         for path in catalog["path"].head(count):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             os.link(many / path, root / path)
-        process, peak = start(root, tmp_path / f"cache {count}", 1000), 0
+        folder = tmp_path / f"cache {count}"
+        build_catalog(root, folder)  # so that the process only reads it: its search for near duplicates needs memory
+        process, peak = start(root, folder, 1000), 0
         while process.poll() is None:
             try:
                 peak = max(peak, psutil.Process(process.pid).memory_info().rss)
