@@ -304,7 +304,7 @@ def test_the_command_line_reports_both_splits(copied, monkeypatch, capsys):
     call(monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith(("val", "test"))] == ["val", "test"]
-    assert f"models/{folder.name}: metrics.json, {CARD}. These are {settings.data_description}." in lines[-1]
+    assert f"models/{folder.name}: metrics.json, {CARD}. Data: {settings.data_description}." in lines[-1]
     assert "Not a medical device." in lines[-1]
     np.testing.assert_equal(sum("pooled split, patients apart" in line for line in lines), 2)
     found = json.loads((folder / "metrics.json").read_text())["test"]

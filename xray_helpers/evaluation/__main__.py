@@ -26,7 +26,7 @@ def main() -> None:
             print(f"{split}: n = {found['n']:,} {counted}, {found['protocol']}; {what}{skill} ({found['intervals']})")
         write_card(folder)
         description = data.settings.data_description
-        print(f"models/{folder.name}: {METRICS}, {CARD}. These are {description}. Not a medical device.")
+        print(f"models/{folder.name}: {METRICS}, {CARD}. Data: {description}. Not a medical device.")
 
 
 if __name__ == "__main__":
