@@ -14,6 +14,8 @@ import yaml
 from PIL import Image
 
 from xray_helpers.files import project_root
+from xray_helpers.settings import Settings
+from xray_helpers.training.train import train
 
 LONGEST = 260 - len(r"C:\Users\somebody-with-a-long-name\Documents\xray" + "\\")  # that Windows opens, by default
 # The three commands in one process. A text file that is opened in the system's encoding is an error, and so is a link.
@@ -41,7 +43,7 @@ def films(tmp_path):
     return tmp_path / "films"
 
 
-def test_the_commands_work_where_text_is_cp1252_and_links_are_not_allowed(films, home, tmp_path):
+def test_the_commands_work_where_text_is_cp1252_and_links_are_not_allowed(films, tmp_path):
     environment = {
         **os.environ, "XRAY_DATA": str(films), "XRAY_TASK": "folders", "XRAY_FINDING": "肺炎", "XRAY_WEIGHTS": "none",
         "XRAY_IMAGE_SIZE": "32", "XRAY_EPOCHS": "1", "PYTHONIOENCODING": "cp1252:strict", "PYTHONUTF8": "0",
@@ -83,10 +85,7 @@ def test_every_committed_name_can_be_checked_out_anywhere():
     assert len({name.casefold() for name in names}) == len(names)  # also where capitals do not count
 
 
-def test_every_name_that_a_run_writes_can_be_written_anywhere(films, home, monkeypatch):
-    from xray_helpers.settings import Settings
-    from xray_helpers.training.train import train
-
+def test_every_name_that_a_run_writes_can_be_written_anywhere(films, home):
     films = films.rename(films.with_name("films: 1?"))
     train(Settings(data=str(films), task="folders", finding="肺炎", weights="none", image_size=32, epochs=1))
     written = [path.relative_to(home).as_posix() for path in home.rglob("*")]

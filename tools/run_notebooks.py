@@ -63,10 +63,11 @@ def tidy(notebook: Any) -> None:
                 for output in cell.outputs
                 if not (output.output_type == "stream" and output.name == "stderr" and not output.text.strip())
             ]
-            for output in cell.outputs:
-                if html := output.get("data", {}).get("text/html"):  # pandas names a styled table at random
-                    output.data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}", f"T_{number:05}", html)
-                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", output.data.get("text/plain", ""))
+            # Pandas names a styled table at random, and a plain text may have an object's address.
+            drawn = {"text/html": (r"\bT_[0-9a-f]{5}", f"T_{number:05}"), "text/plain": (r" at 0x[0-9a-f]+", "")}
+            for data in (output.get("data", {}) for output in cell.outputs):
+                for kind in drawn.keys() & data.keys():
+                    data[kind] = re.sub(*drawn[kind], data[kind])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -118,6 +118,8 @@ class TestXrayDataset:
             XrayDataset(manifest, cache, "train", ("NORMAL", "COVID"))
         with pytest.raises(KeyError, match="such as elsewhere.png"):
             XrayDataset(manifest.assign(path="elsewhere.png"), cache, "train", CLASSES)
+        with pytest.raises(ValueError, match=r"not uint8 \(N, 64, "):
+            XrayDataset(manifest, replace(cache, size=64), "train", CLASSES)[0]
 
     def test_it_is_small_when_sent_to_another_process(self, manifest, cache):
         dataset = XrayDataset(manifest, cache, "train", CLASSES)

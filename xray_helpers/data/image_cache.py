@@ -51,7 +51,10 @@ class ImageCache:
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """All images, uint8 (N, S, S), mapped from disk and read-only."""
-        return np.lib.format.open_memmap(self.file, mode="r")
+        images: NDArray[np.uint8] = np.load(self.file, mmap_mode="r")
+        if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size):
+            raise ValueError(f"{self.file.name} holds {images.dtype} {images.shape}, not uint8 (N, {self.size}, …)")
+        return images
 
     def read(self, paths: Sequence[str]) -> NDArray[np.uint8]:
         """Copies of some images, uint8 (n, S, S), in the order asked for.
@@ -119,13 +122,15 @@ def build_cache(root: Path, catalog: pd.DataFrame, folder: Path, size: int, resi
 def _open(cache: ImageCache) -> ImageCache | None:
     """The cache with its checksum, if its file is whole and unchanged; None otherwise, with the reason printed."""
     try:
-        cache = replace(cache, **json.loads(cache.file.with_suffix(".json").read_text(encoding="utf-8")))
-        if file_digest(cache.file) != cache.checksum:
+        kept = json.loads(cache.file.with_suffix(".json").read_text(encoding="utf-8"))
+        if kept.keys() != {"checksum", "seconds"}:
+            raise ValueError("its index has other entries")
+        if file_digest(cache.file) != kept["checksum"]:
             raise ValueError("its checksum does not match")
-        return cache
+        return replace(cache, **kept)
     except FileNotFoundError:  # not built so far, or not to its end
         pass
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         print(f"{cache.file.name} cannot be used ({error}) and is rebuilt")
     return None
 

@@ -81,7 +81,7 @@ def _gradients(images: NDArray[np.uint8], degrees: float) -> tuple[Tensor, Tenso
     """The frequencies of the gradients of turned images, at even and at odd columns, (N, 288) each; of length 1."""
     row = torch.arange(FREQUENCIES, dtype=torch.float32)
     found = []
-    for part in torch.from_numpy(images).split(200):  # as the channels of one image
+    for part in torch.from_numpy(images).split(200):  # as the channels of one image; turning copies them
         middle = center_crop(rotate(part.float(), degrees, InterpolationMode.BILINEAR), [MIDDLE, MIDDLE])
         frequencies = torch.from_numpy(fft.dctn(middle.numpy(), axes=(1, 2), norm="ortho"))
         low = frequencies[:, :FREQUENCIES, :FREQUENCIES] * torch.hypot(row[:, None], row)  # a gradient grows with them

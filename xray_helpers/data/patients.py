@@ -29,9 +29,10 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except ValueError as error:  # of another encoding, or of pandas' parser
-        problem = "is no table of values separated by commas, or not a text file in UTF-8: save it as 'CSV UTF-8'"
-        raise ValueError(f"{path.name} {problem} ({error})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is not a text file in UTF-8: save it as 'CSV UTF-8'") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path.name} is no table of values separated by commas: {error}") from None
     table = table.set_axis(table.columns.str.strip().str.lower(), axis=1).apply(lambda column: column.str.strip())
     if missing := [name for name in ("path", "patient") if name not in table]:
         found = f"{path.name} has no column {missing[0]}, its columns are {', '.join(table.columns)}"

@@ -339,7 +339,7 @@ def manifest_path(settings: Settings, catalog: pd.DataFrame) -> Path:
 
 
 def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
-    """The split that the settings ask for, read from its file, which is made where it is missing.
+    """The split that the settings ask for: read back if it was saved before, otherwise made and saved.
 
     Args:
         settings: strategy, fractions and seed of the split, and the data's name.
@@ -353,19 +353,20 @@ def make_splits(settings: Settings, catalog: pd.DataFrame) -> pd.DataFrame:
         ValueError: as `resplit`.
     """
     path = manifest_path(settings, catalog)
-    if not (saved := path.is_file()):
-        made = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
-        check_manifest(made, KEY[settings.split])
-        for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
-            print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
-        write_text(path, made.to_csv(index=False))
-    manifest = read_rows(path)
-    added = catalog.columns.difference(manifest.columns, sort=False)  # those that its version did not know yet
-    manifest = manifest.merge(catalog[["path", *added]], on="path", how="left")
+    if saved := path.is_file():
+        manifest = read_rows(path)
+        added = catalog.columns.difference(manifest.columns, sort=False)  # those that its version did not know yet
+        manifest = manifest.merge(catalog[["path", *added]], on="path", how="left") if len(added) else manifest
+    else:
+        manifest = resplit(catalog, settings.split, settings.split_seed, settings.fractions)
     try:
         check_manifest(manifest, KEY[settings.split])
     except LeakError as error:
-        raise LeakError(f"{error} Remove {path.name} to divide the patients anew.") from None
+        raise LeakError(f"{error} Remove {path.name} to divide the patients anew." if saved else str(error)) from None
+    if not saved:
+        for earlier in path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.csv"):
+            print(f"note: the images have changed since {earlier.name} was made; the patients are divided again")
+        write_text(path, manifest.to_csv(index=False))
     if (table := settings.patients_table) and table.parent != path.parent:
         with atomic_file(path.with_name(table.name)) as copy:
             shutil.copyfile(table, copy)
